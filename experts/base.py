@@ -1,0 +1,69 @@
+"""The contract of a vision expert.
+
+A new expert is one file under `experts/`, one line in `experts.EXPERTS` and one test. The file
+holds a class that fits `Expert`: its nested `Config` lists the settings that change the output,
+`revision` names the exact weights, `__init__` loads them, `__call__` looks at images.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+from fusion_pipeline.dataset.evidence import Evidence, EvidenceKind
+from fusion_pipeline.dataset.images import RGB
+
+ASSETS = Path(__file__).parent / "assets"
+
+
+class ExpertConfig(BaseModel):
+    """Base of every expert's settings: unknown fields are errors, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What else is known of an image when an expert looks at it."""
+
+    width: int
+    """Pixels of the stored image in the upright frame; the array may be a scaled decode."""
+    height: int
+    alt_texts: tuple[str, ...] = ()
+    tags: tuple[str, ...] = field(default=())
+    """Labels of the tag tables the expert's stage reads (open-set detection)."""
+
+
+class Expert(Protocol):
+    """What the perceive stage needs of an expert."""
+
+    kind: ClassVar[EvidenceKind]
+    version: ClassVar[int]
+    """Raised by hand when the output for the same weights and settings changes."""
+    batch_size: ClassVar[int]
+    """Images a call; the slices are cut in row order, so results never depend on workers."""
+    min_short_edge: ClassVar[int | None]
+    """Short edge in pixels below which the expert loses detail; None: full resolution."""
+    Config: ClassVar[type[ExpertConfig]]
+
+    @classmethod
+    def revision(cls, config: ExpertConfig) -> str:
+        """Identity of the weights (a content hash or a pinned hub commit), without loading them."""
+        ...
+
+    def __init__(self, config: ExpertConfig, threads: int) -> None: ...
+
+    def __call__(self, images: Sequence[RGB], context: Sequence[Context]) -> list[Evidence]:
+        """Evidence of each image, in order. An exception fails the rows of this call, only."""
+        ...
+
+
+@cache
+def file_revision(path: Path) -> str:
+    """`sha256:` and the first 16 hex digits of the file's hash."""
+    with path.open("rb") as file:
+        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()[:16]

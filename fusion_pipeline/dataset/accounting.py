@@ -1,0 +1,34 @@
+"""Rows in = rows out: the funnel of a dataset, from the counts in its footers."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from fusion_pipeline.dataset.layout import Dataset
+
+
+@dataclass
+class TableCounts:
+    """Rows of one table over all its shards."""
+
+    table: str
+    shards: int = 0
+    rows: int = 0
+    by_status: Counter[str] = field(default_factory=Counter)
+    """`ok`, `filtered:short_edge`, `failed:corrupt`, `filtered:upstream:<table>`, ..."""
+
+    @property
+    def ok(self) -> int:
+        return self.by_status["ok"]
+
+    def total(self, status: str) -> int:
+        return sum(n for name, n in self.by_status.items() if name.split(":")[0] == status)
+
+
+def count_table(dataset: Dataset, table: str) -> TableCounts:
+    counts = TableCounts(table)
+    for shard in sorted(dataset.shards_of(table)):
+        footer = dataset.read_footer(table, shard)
+        counts.shards += 1
+        counts.rows += footer.rows
+        counts.by_status.update(footer.counts)
+    return counts

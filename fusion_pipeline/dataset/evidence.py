@@ -1,0 +1,100 @@
+"""Evidence: what an expert says of an image, and the Arrow types it is stored in.
+
+Coordinates are fractions of the EXIF-upright frame: x grows to the right, y downwards, both in
+0..1, so that evidence found on a scaled decode needs no conversion. Scores are the model's own,
+in 0..1, kept down to a low floor: thresholds belong to later, cheap steps (score and decide are
+separate).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import pyarrow as pa
+
+Box = tuple[float, float, float, float]
+"""x1, y1, x2, y2 with x1 <= x2 and y1 <= y2, fractions of the upright frame."""
+
+
+class EvidenceKind(StrEnum):
+    """Prefix of an evidence table's name (`objects/nanodet`) and name of its column."""
+
+    TAGS = "tags"
+    OBJECTS = "objects"
+    TEXT = "text"
+
+
+@dataclass(frozen=True, slots=True)
+class Tag:
+    label: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class DetectedObject:
+    label: str
+    score: float
+    box: Box
+
+
+@dataclass(frozen=True, slots=True)
+class TextLine:
+    """One line of text. `quad` holds its four corners, clockwise from the text's own top left."""
+
+    text: str
+    score: float
+    quad: tuple[float, float, float, float, float, float, float, float]
+
+    @property
+    def box(self) -> Box:
+        xs, ys = self.quad[0::2], self.quad[1::2]
+        return min(xs), min(ys), max(xs), max(ys)
+
+
+Evidence = Sequence[Tag] | Sequence[DetectedObject] | Sequence[TextLine]
+"""What one expert says of one image; an empty sequence is a valid answer."""
+
+_label_score = [pa.field("label", pa.string()), pa.field("score", pa.float32())]
+
+ARROW_TYPES: dict[EvidenceKind, pa.DataType] = {
+    EvidenceKind.TAGS: pa.list_(pa.struct(_label_score)),
+    EvidenceKind.OBJECTS: pa.list_(
+        pa.struct([*_label_score, pa.field("box", pa.list_(pa.float32(), 4))])
+    ),
+    EvidenceKind.TEXT: pa.list_(
+        pa.struct(
+            [
+                pa.field("text", pa.string()),
+                pa.field("score", pa.float32()),
+                pa.field("quad", pa.list_(pa.float32(), 8)),
+            ]
+        )
+    ),
+}
+
+
+
+def to_arrow(kind: EvidenceKind, rows: Sequence[Evidence | None]) -> pa.Array:
+    """One list a row; None (a row that is not ok) becomes null."""
+    names = [field.name for field in ARROW_TYPES[kind].value_type]
+    plain = [
+        None if row is None else [{n: getattr(item, n) for n in names} for item in row]
+        for row in rows
+    ]
+    return pa.array(plain, type=ARROW_TYPES[kind])
+
+
+def tags_from(cell: Sequence[dict[str, Any]] | None) -> list[Tag]:
+    """A cell of a `tags/…` table, as `to_pylist` gives it; null reads as no evidence."""
+    return [Tag(**item) for item in cell or ()]
+
+
+def objects_from(cell: Sequence[dict[str, Any]] | None) -> list[DetectedObject]:
+    """A cell of an `objects/…` table; null reads as no evidence."""
+    return [DetectedObject(i["label"], i["score"], tuple(i["box"])) for i in cell or ()]
+
+
+def text_from(cell: Sequence[dict[str, Any]] | None) -> list[TextLine]:
+    """A cell of a `text/…` table; null reads as no evidence."""
+    return [TextLine(i["text"], i["score"], tuple(i["quad"])) for i in cell or ()]

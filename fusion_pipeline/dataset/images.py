@@ -1,0 +1,185 @@
+"""The one safe image decoder.
+
+Every byte is hostile: the size is checked before pixels are decoded, only formats named here are
+tried, and each failure has a typed reason. Nothing else in the project decodes an image.
+"""
+
+import io
+import warnings
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+RGB = npt.NDArray[np.uint8]
+"""uint8 [height, width, 3], red first, EXIF-upright."""
+
+MAX_PIXELS = 100_000_000
+"""Default limit of width x height; a larger image is refused before its pixels are decoded."""
+
+
+class DecodeReason(StrEnum):
+    EMPTY = "empty"
+    NOT_AN_IMAGE = "not_an_image"
+    """No known image signature: an error page, random bytes."""
+    CORRUPT = "corrupt"
+    """A known signature, but the content can't be decoded."""
+    TRUNCATED = "truncated"
+    """The end of the file is missing."""
+    TOO_MANY_PIXELS = "too_many_pixels"
+    UNSUPPORTED = "unsupported"
+    """Decodable, but of a pixel type that has no faithful 8-bit picture (32-bit float)."""
+
+
+class DecodeError(Exception):
+    """An image that can't be used, with its typed reason."""
+
+    def __init__(self, reason: DecodeReason, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else str(reason))
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInfo:
+    format: str
+    """Lower-case format found in the bytes: jpeg, png, webp, gif, bmp, tiff."""
+    width: int
+    """Pixels in the upright frame."""
+    height: int
+    orientation: int
+    """EXIF orientation, 1..8."""
+    mode: str
+    """Pillow's name of the stored pixel type: RGB, CMYK, I;16, P, ..."""
+    animated: bool
+
+
+EXTENSIONS = {
+    "jpeg": "jpg", "png": "png", "webp": "webp", "gif": "gif", "bmp": "bmp", "tiff": "tiff",
+}  # fmt: skip
+
+_ORIENTATION_TAG = 0x0112
+
+
+def _sniff(data: bytes) -> str | None:
+    if data.startswith(b"\xff\xd8\xff"):
+        return "jpeg"
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "png"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "webp"
+    if data[:6] in (b"GIF87a", b"GIF89a"):
+        return "gif"
+    if data[:2] == b"BM":
+        return "bmp"
+    if data[:4] in (b"II*\0", b"MM\0*"):
+        return "tiff"
+    return None
+
+
+def _is_cut_off(data: bytes, kind: str) -> bool:
+    """Whether the format's own end mark or declared length is missing."""
+    if kind == "jpeg":
+        return b"\xff\xd9" not in data[-64:]
+    if kind == "png":
+        return b"IEND" not in data[-64:]
+    if kind == "webp":
+        return len(data) < int.from_bytes(data[4:8], "little") + 8
+    if kind == "gif":
+        return b"\x3b" not in data[-16:]
+    return False
+
+
+def _open(data: bytes, max_pixels: int) -> tuple[Image.Image, str]:
+    if not data:
+        raise DecodeError(DecodeReason.EMPTY)
+    kind = _sniff(data)
+    if kind is None:
+        raise DecodeError(DecodeReason.NOT_AN_IMAGE, f"starts with {data[:8]!r}")
+    cut_off = DecodeReason.TRUNCATED if _is_cut_off(data, kind) else DecodeReason.CORRUPT
+    try:
+        with warnings.catch_warnings():
+            # Pillow's own limit warns below ours; the check that counts is the next one.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=[kind.upper()])
+    except Image.DecompressionBombError as error:
+        raise DecodeError(DecodeReason.TOO_MANY_PIXELS, str(error)) from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, TypeError) as error:
+        # Pillow's plugins raise any of these on malformed headers.
+        raise DecodeError(cut_off, str(error)) from error
+    if image.width * image.height > max_pixels:
+        raise DecodeError(
+            DecodeReason.TOO_MANY_PIXELS, f"{image.width} x {image.height}, limit {max_pixels:,}"
+        )
+    return image, kind
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits: keep the high byte; Pillow's convert would clip
+        high = np.asarray(image).astype(np.int64).clip(0, 65535) >> 8
+        return Image.fromarray(high.astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise DecodeError(DecodeReason.UNSUPPORTED, "32-bit float pixels")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _load(data: bytes, max_pixels: int, min_short_edge: int | None) -> tuple[Image.Image, str]:
+    image, kind = _open(data, max_pixels)
+    try:
+        if min_short_edge is not None and kind == "jpeg":
+            # DCT scaling: the JPEG decoder skips the detail nobody asked for (1/2, 1/4, 1/8).
+            scale = min_short_edge / min(image.size)
+            if scale < 1:
+                image.draft(None, (round(image.width * scale), round(image.height * scale)))
+        image.load()
+    except (OSError, SyntaxError, ValueError, TypeError, IndexError, EOFError) as error:
+        # What Pillow's decoders raise on damaged content.
+        cut = _is_cut_off(data, kind) or "truncated" in str(error)
+        reason = DecodeReason.TRUNCATED if cut else DecodeReason.CORRUPT
+        raise DecodeError(reason, str(error)) from error
+    return image, kind
+
+
+def inspect(data: bytes, max_pixels: int = MAX_PIXELS) -> ImageInfo:
+    """Decode every pixel of the first frame and describe the image.
+
+    Raises DecodeError when the image is unusable.
+    """
+    image, kind = _load(data, max_pixels, None)
+    stored_mode = image.mode
+    orientation = _orientation(image)
+    width, height = image.size if orientation < 5 else image.size[::-1]
+    _to_rgb(image)  # raises for pixel types that have no 8-bit picture
+    animated = bool(getattr(image, "is_animated", False))
+    return ImageInfo(kind, width, height, orientation, stored_mode, animated)
+
+
+def decode(data: bytes, *, min_short_edge: int | None = None, max_pixels: int = MAX_PIXELS) -> RGB:
+    """Pixels of the first frame, upright, on white where transparent.
+
+    With `min_short_edge`, a JPEG may come back smaller than stored (by 2, 4 or 8), its short edge
+    never under that many pixels: what a model with a small input needs, at a fraction of the cost.
+
+    Raises DecodeError when the image is unusable.
+    """
+    image, _ = _load(data, max_pixels, min_short_edge)
+    return np.asarray(_to_rgb(_upright(image)))
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG, 1)
+    except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, AttributeError):
+        return 1  # damaged EXIF is common and says nothing of the pixels
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    if _orientation(image) == 1:
+        return image
+    return ImageOps.exif_transpose(image)

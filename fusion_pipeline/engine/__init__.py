@@ -1,0 +1,1 @@
+"""How stages run: one pure function a shard, driven by a plain loop or by Ray Data."""

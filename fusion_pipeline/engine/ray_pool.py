@@ -1,0 +1,174 @@
+"""Runs a chain with Ray Data: one streaming pipeline, one actor pool for each pool of the chain.
+
+Blocks carry shard numbers, not images: a pool reads a shard's tar itself, once for all its stages
+(docs/decisions/001). A row of a block is either a shard to work on (`step` is null) or the result
+of a step, which later pools pass on to the driver.
+"""
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from fusion_pipeline.engine.chain import Chain, ChainRunner
+from fusion_pipeline.engine.shard import ShardResult, StageError
+
+_ROW = pa.schema(
+    [
+        pa.field("shard", pa.int64()),
+        pa.field("step", pa.string()),
+        pa.field("rows", pa.int64()),
+        pa.field("worked", pa.int64()),
+        pa.field("failed", pa.int64()),
+        pa.field("seconds", pa.float64()),
+        pa.field("first_error", pa.string()),
+    ]
+)
+
+
+def _row(shard: int, result: ShardResult | None = None) -> pa.Table:
+    row: dict[str, Any] = dict.fromkeys(_ROW.names)
+    row |= asdict(result) if result else {"shard": shard}
+    return pa.Table.from_pylist([row], schema=_ROW)
+
+
+class _PoolWorker:
+    """An actor of a pool. Commits what it makes; passes shard numbers on."""
+
+    def __init__(self, chain: Chain) -> None:
+        self._runner = ChainRunner(chain)
+
+    def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
+        block = block.select(_ROW.names).cast(_ROW)
+        for row in block.to_pylist():
+            if row["step"] is not None:
+                yield _row(row["shard"], ShardResult(**row))
+                continue
+            for result in self._runner.run(row["shard"]):
+                yield _row(row["shard"], result)
+            yield _row(row["shard"])
+
+
+@dataclass(frozen=True)
+class RayOptions:
+    address: str | None = None
+    """Of a running cluster (`auto`, `ray://...`); None: one is started for the run."""
+    cpus: int | None = None
+    """CPUs of a cluster started for the run; None: all of this machine."""
+    dashboard: bool = False
+
+
+_ENVIRONMENT = {
+    # One thread a worker, many workers: about twice as fast here as threads inside the models.
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+def start_ray(options: RayOptions) -> None:
+    """Connect to the cluster, or start one on this machine with a loopback dashboard."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning
+    import ray
+
+    if ray.is_initialized():
+        return
+    common: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": logging.WARNING,
+        "runtime_env": {"env_vars": _ENVIRONMENT},
+    }
+    if options.address is None:
+        common |= {
+            "num_cpus": options.cpus,
+            "include_dashboard": options.dashboard,
+            "dashboard_host": "127.0.0.1",
+            "object_store_memory": 256 * 2**20,  # only shard numbers travel
+        }
+    else:
+        common["address"] = options.address
+    ray.init(**common)
+
+
+def stop_ray() -> None:
+    import ray
+
+    ray.shutdown()
+
+
+def run_on_ray(chain: Chain, shards: Sequence[int]) -> Iterator[ShardResult]:
+    """Like `chain.run_in_process`, in parallel; results come as shards finish.
+
+    Raises StageError when a stage breaks; committed shards stay.
+    """
+    import ray
+    from ray.data import ActorPoolStrategy
+    from ray.exceptions import RayError
+
+    _configure_ray_data()
+    pools = chain.pools()
+    sizes = [_pool_size(pool, len(shards)) for pool in pools]
+    total_cpus = float(ray.cluster_resources().get("CPU", 1))
+    share = max(0.01, (total_cpus - 0.1) / sum(sizes))
+    dataset = ray.data.from_arrow([_row(shard) for shard in shards])
+    for pool, size in zip(pools, sizes, strict=True):
+        resources = pool.resources
+        dataset = dataset.map_batches(
+            _PoolWorker,
+            fn_constructor_args=(pool,),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),
+            # Shares, not whole CPUs: pools that together ask for more than there is never start.
+            num_cpus=round(min(resources.cpus, share), 3),
+            num_gpus=resources.gpus or None,
+            memory=int(resources.memory_gb * 2**30) or None,
+        )
+    try:
+        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+            for row in batch.to_pylist():
+                if row["step"] is not None:
+                    yield ShardResult(**row)
+    except RayError as error:
+        raise _stage_error(error) from error
+
+
+def _pool_size(pool: Chain, shards: int) -> int:
+    import ray
+
+    available = ray.cluster_resources()
+    resources = pool.resources
+    if resources.gpus and available.get("GPU", 0) < resources.gpus:
+        raise StageError(
+            f"stages {', '.join(s.table for s in pool.steps)} ask for {resources.gpus} GPUs a "
+            f"worker; the cluster has {available.get('GPU', 0):.0f}."
+        )
+    fits = available.get("CPU", 1) / max(resources.cpus, 0.01)
+    if resources.gpus:
+        fits = available["GPU"] / resources.gpus
+    return max(1, min(resources.workers or int(fits), shards))
+
+
+def _configure_ray_data() -> None:
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False  # ours shows stages and samples
+    context.print_on_execution_start = False
+    context.target_max_block_size = 1  # each result is a block of its own: it streams at once
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def _stage_error(error: BaseException) -> StageError:
+    """The worker's own StageError out of the wrappers that Ray puts around it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, StageError):
+            return cause
+        cause = getattr(cause, "cause", None) or cause.__cause__
+    return StageError(f"a Ray worker failed: {error}")

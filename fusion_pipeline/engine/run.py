@@ -1,0 +1,160 @@
+"""Driving a chain: fuse, log and live progress around the stream of results."""
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from fusion_pipeline.dataset.storage import Storage
+from fusion_pipeline.engine.chain import Chain
+from fusion_pipeline.engine.shard import ShardResult, StageError
+
+
+@dataclass(frozen=True)
+class Fuse:
+    """Stops a run whose stage fails too often: a broken expert, not bad samples."""
+
+    max_failure_rate: float = 0.5
+    """Share of the rows a stage worked on that may fail, 0..1."""
+    after_rows: int = 50
+    """Rows a stage must have worked on before it is judged."""
+
+
+class FuseError(StageError):
+    """A stage failed on too many rows."""
+
+
+@dataclass
+class FuseCounter:
+    fuse: Fuse
+    _worked: dict[str, int] = field(default_factory=dict)
+    _failed: dict[str, int] = field(default_factory=dict)
+    _first: dict[str, str] = field(default_factory=dict)
+
+    def add(self, result: ShardResult) -> None:
+        """Raises FuseError when the result is one too many."""
+        step = result.step
+        worked = self._worked[step] = self._worked.get(step, 0) + result.worked
+        failed = self._failed[step] = self._failed.get(step, 0) + result.failed
+        if result.first_error and result.failed:
+            self._first.setdefault(step, result.first_error)
+        if worked >= self.fuse.after_rows and failed > self.fuse.max_failure_rate * worked:
+            raise FuseError(
+                f"stage {step!r} failed on {failed} of {worked} rows (limit "
+                f"{self.fuse.max_failure_rate:.0%}). First error: {self._first.get(step)}\n"
+                "Mend it, then run again with --retry-failed; finished shards are kept."
+            )
+
+
+class RunLog:
+    """`runs/<run>/` of a dataset: one JSON line per finished step of a shard, with times.
+
+    Rewritten whole at intervals, since an object store can't append; O(shards) lines.
+    """
+
+    FLUSH_S = 10.0
+
+    def __init__(self, storage: Storage, run: str) -> None:
+        self._storage = storage
+        self._path = f"runs/{run}/shards.jsonl"
+        self._lines: list[str] = []
+        self._flushed = time.monotonic()
+
+    def add(self, result: ShardResult) -> None:
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        self._lines.append(json.dumps({"at": now, **asdict(result)}))
+        if time.monotonic() - self._flushed > self.FLUSH_S:
+            self.flush()
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.flush()
+
+    def flush(self) -> None:
+        if self._lines:
+            self._storage.put(self._path, ("\n".join(self._lines) + "\n").encode())
+        self._flushed = time.monotonic()
+
+
+def new_run_id() -> str:
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}"
+
+
+def read_run_log(storage: Storage) -> list[dict[str, object]]:
+    """Every line of every run of a dataset, oldest run first."""
+    lines: list[dict[str, object]] = []
+    for path in storage.files("runs"):
+        if path.endswith("/shards.jsonl"):
+            lines += [json.loads(line) for line in storage.read(path).splitlines()]
+    return lines
+
+
+@contextlib.contextmanager
+def progress_bars(console: Console) -> Iterator[Progress]:
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("shards"),
+        TextColumn("{task.fields[samples]:,} samples"),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=False,
+    ) as progress:
+        yield progress
+
+
+def drive(
+    chain: Chain,
+    shards: Sequence[int],
+    run: Callable[[Chain, Sequence[int]], Iterable[ShardResult]],
+    log: RunLog,
+    fuse: Fuse,
+    console: Console,
+) -> int:
+    """Run the pending shards of a chain; returns the number of tables committed.
+
+    Raises StageError (FuseError among them). What was committed before stays.
+    """
+    counter = FuseCounter(fuse)
+    committed = 0
+    started = time.monotonic()
+    with progress_bars(console) as progress, log:
+        tasks: dict[str, TaskID] = {}
+        for step in chain.steps:
+            tasks[step.work.name] = progress.add_task(
+                step.work.name, total=len(_missing(chain, step.table, shards)), samples=0, rate=""
+            )
+        for result in run(chain, shards):
+            committed += 1
+            log.add(result)
+            task = progress.tasks[tasks[result.step]]
+            samples = task.fields["samples"] + result.rows
+            rate = f"{samples / max(time.monotonic() - started, 1e-9):,.1f}/s"
+            progress.update(task.id, advance=1, samples=samples, rate=rate)
+            counter.add(result)
+    return committed
+
+
+def _missing(chain: Chain, table: str, shards: Sequence[int]) -> list[int]:
+    if chain.retry_failed:
+        return list(shards)
+    done = chain.dataset.shards_of(table)
+    return [shard for shard in shards if shard not in done]
+

@@ -1,0 +1,316 @@
+"""Hints: the evidence of one image, chosen, cleaned and ordered for a fusion prompt.
+
+Experts store every score (score and decide are separate); this module decides. Boxes under their
+threshold go, then a balanced draw favours small objects, since a multimodal model sees the large
+ones anyway (DenseFusion, section 3.2). All of it is a pure function of evidence, key and config.
+"""
+
+import hashlib
+import json
+import re
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from typing import Any, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from fusion_pipeline.dataset.evidence import Box, DetectedObject, Tag, TextLine
+
+T = TypeVar("T")
+
+
+class HintConfig(BaseModel):
+    """Thresholds and budgets. Scores are 0..1, areas are shares of the frame, lengths characters.
+
+    The budget is kept like this: every kind first takes items up to its own floor (a share of
+    `max_chars`), so that no kind starves another; what is left over goes to text, then alt texts,
+    then objects, then tags. So tags are cut first and text last. Inside a kind the cut falls on
+    the end of: reading order (text), the given order (alt texts), the balanced draw (objects),
+    falling score (tags).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tag_threshold: float = Field(0.3, ge=0, le=1)
+    object_threshold: float = Field(0.35, ge=0, le=1)
+    text_threshold: float = Field(0.6, ge=0, le=1)
+    max_tags: int = Field(20, ge=0)
+    max_objects: int = Field(24, ge=0)
+    max_text: int = Field(120, ge=0)
+    max_alt_texts: int = Field(3, ge=0)
+    max_item_chars: int = Field(240, ge=2)
+    """Longest alt text or text line after cleaning; labels are cut at 60."""
+    small_area: float = Field(0.02, ge=0, le=1)
+    """Boxes below this area are small."""
+    small_share: float = Field(0.6, ge=0, le=1)
+    """Share of the drawn objects that are small ones, as long as there are enough of both."""
+    max_chars: int = Field(4000, ge=0)
+    """Most characters that the hints add to a rendered prompt, headings included."""
+    text_floor: float = Field(0.4, ge=0, le=1)
+    alt_floor: float = Field(0.15, ge=0, le=1)
+    objects_floor: float = Field(0.3, ge=0, le=1)
+    tags_floor: float = Field(0.1, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _floors_fit(self) -> Self:
+        if self.text_floor + self.alt_floor + self.objects_floor + self.tags_floor > 1 + 1e-9:
+            raise ValueError(
+                "text_floor + alt_floor + objects_floor + tags_floor must be 1 or less"
+            )
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Hints:
+    """What a prompt tells of an image. Scores have four decimals, coordinates three."""
+
+    tags: tuple[Tag, ...] = ()
+    """Falling score."""
+    objects: tuple[DetectedObject, ...] = ()
+    """Grouped by label, then top to bottom, left to right."""
+    text: tuple[TextLine, ...] = ()
+    """Reading order."""
+    alt_texts: tuple[str, ...] = ()
+
+    def to_json(self) -> str:
+        """Canonical: the same hints give the same string, on every machine."""
+        return json.dumps(
+            asdict(self), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+        )
+
+    @classmethod
+    def from_json(cls, data: str) -> Self:
+        """Inverse of `to_json`. Raises ValueError (also KeyError, TypeError) for anything else."""
+        plain: dict[str, Any] = json.loads(data)
+        return cls(
+            tags=tuple(Tag(**tag) for tag in plain["tags"]),
+            objects=tuple(
+                DetectedObject(o["label"], o["score"], tuple(o["box"])) for o in plain["objects"]
+            ),
+            text=tuple(TextLine(t["text"], t["score"], tuple(t["quad"])) for t in plain["text"]),
+            alt_texts=tuple(plain["alt_texts"]),
+        )
+
+
+# --- untrusted text ------------------------------------------------------------------------------
+
+MAX_LABEL_CHARS = 60
+
+_NAMES = (
+    "image img video audio s bos eos pad unk mask cls sep start_of_turn end_of_turn start_of_image "
+    "end_of_image image_soft_token image_placeholder im_start im_end im_patch img_context box ref "
+    "quad point think tool_call tool_response external_information system user assistant"
+).replace(" ", "|")
+_SPECIAL = re.compile(
+    r"[<＜]\s*[|｜][^<>＜＞]{0,60}?[|｜]\s*[>＞]"  # <|im_start|>, <｜begin▁of▁sentence｜>
+    rf"|[<＜]\s*/?\s*(?:{_NAMES})\s*/?\s*[>＞]"  # <image>, </s>
+    r"|<<\s*/?\s*sys\s*>>"
+    r"|\[\s*/?\s*(?:inst|img|img_break|img_end|system_prompt|available_tools|tool_calls"
+    r"|tool_results|gmask|cls|sep|pad|mask|unk|prefix|suffix|middle)\s*\]",
+    re.IGNORECASE,
+)
+_UNKNOWN_TAG = re.compile(r"([<＜])(?=[/|｜]?[^\s<>＜＞]+[>＞])")
+_ROLE = re.compile(r"\b(user|assistant|system|human|gpt)\s*(?=[:：])", re.IGNORECASE)
+_JOINERS = "\u200c\u200d"  # format characters that Persian, Indic scripts and emoji are spelt with
+
+
+def clean(text: str, limit: int) -> str:
+    """Untrusted text as one harmless line of at most `limit` characters (idempotent).
+
+    Control, invisible and private-use characters go, white space is folded. Chat and image tokens
+    of the known model families are removed; an unknown `<tag>` gets a space after its bracket and
+    a role mark (`ASSISTANT:`) one before its colon, so that no tokeniser takes it for its own
+    while a reader still can.
+    """
+    text = "".join(_plain(character) for character in text[: 8 * limit])
+    before = None
+    while before != text:  # removing one token may join the halves of another
+        before, text = text, _SPECIAL.sub("", " ".join(text.split()))
+    text = " ".join(_ROLE.sub(r"\1 ", _UNKNOWN_TAG.sub(r"\1 ", text)).split())
+    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
+
+
+def _plain(character: str) -> str:
+    category = unicodedata.category(character)
+    if category in ("Zs", "Zl", "Zp") or character in "\t\n\r\v\f\x85":
+        return " "
+    hidden = category[0] == "C" and character not in _JOINERS
+    return "" if hidden else character
+
+
+# --- order ---------------------------------------------------------------------------------------
+
+COLUMN_GAP = 0.04
+"""Narrowest white space between two columns, as a share of the width."""
+
+
+def reading_order(lines: Sequence[TextLine]) -> list[TextLine]:
+    """Lines from top to bottom, and column by column where white space separates columns.
+
+    Recursive XY-cut: a group is split at its widest gap between rows, or between columns when that
+    gap is about as wide and both sides hold two lines or more; a group without gaps is one row.
+    """
+    ordered: list[TextLine] = []
+    stack = [sorted(lines, key=lambda line: (line.box[1], line.box[0], line.text, line.quad))]
+    while stack:
+        group = stack.pop()
+        if not group:
+            continue
+        across, right = _widest_gap(group, 0)
+        down, below = _widest_gap(group, 1)
+        columns = (
+            across > max(down / 1.5, COLUMN_GAP) and min(len(right), len(group) - len(right)) > 1
+        )
+        rest = right if columns else below
+        if not rest:
+            ordered += sorted(group, key=lambda line: line.box[0])
+            continue
+        second = {id(line) for line in rest}
+        stack += [rest, [line for line in group if id(line) not in second]]
+    return ordered
+
+
+def _widest_gap(group: list[TextLine], axis: int) -> tuple[float, list[TextLine]]:
+    """Width of the widest empty band on an axis (0: x, 1: y), and the lines beyond it."""
+    by_start = sorted(group, key=lambda line: line.box[axis])
+    # Letters' boxes overlap the next line's by a hair; a third of the height is let go.
+    slack = (lambda box: (box[3] - box[1]) / 3) if axis else (lambda box: 0.0)
+    widest, cut, reach = 0.0, len(group), 0.0
+    for index, (last, line) in enumerate(pairwise(by_start), start=1):
+        reach = max(reach, last.box[axis + 2] - slack(last.box))
+        gap = line.box[axis] - reach
+        if gap > widest:
+            widest, cut = gap, index
+    return widest, by_start[cut:]
+
+
+def _balanced(objects: Sequence[DetectedObject], key: str, config: HintConfig) -> Iterator[int]:
+    """Indices of all objects in draw order: every prefix holds about `small_share` small ones.
+
+    The draw is an order by hash of key, label and box: no generator, no dependence on the order in
+    which the objects come.
+    """
+
+    def lot(index: int) -> tuple[bytes, float]:
+        found = objects[index]
+        drawn = hashlib.sha256(f"{key}\0{found.label}\0{found.box}".encode()).digest()
+        return drawn, -found.score
+
+    drawn = sorted(range(len(objects)), key=lot)
+    small = [i for i in drawn if area(objects[i].box) < config.small_area]
+    rest = [i for i in drawn if area(objects[i].box) >= config.small_area]
+    taken_small = 0
+    for taken in range(len(objects)):
+        wants_small = taken_small < config.small_share * (taken + 1)
+        if small and (wants_small or not rest):
+            taken_small += 1
+            yield small.pop(0)
+        else:
+            yield rest.pop(0)
+
+
+def area(box: Box) -> float:
+    """Share of the frame that a box covers."""
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+# --- choice --------------------------------------------------------------------------------------
+
+HEADING_CHARS = 130
+"""Most characters that a template spends on a kind's heading and on opening its block."""
+
+
+def choose_hints(
+    tags: Sequence[Tag],
+    objects: Sequence[DetectedObject],
+    text: Sequence[TextLine],
+    alt_texts: Sequence[str],
+    key: str,
+    config: HintConfig,
+) -> Hints:
+    """Apply thresholds, the balanced draw and the length budget (see HintConfig).
+
+    Scores are compared at four decimals: 0.35 stored as float32 reads back a hair smaller.
+    """
+    cap = config.max_item_chars
+    best: dict[str, Tag] = {}
+    for tag in tags:
+        tag = Tag(clean(tag.label, MAX_LABEL_CHARS), round(tag.score, 4))
+        if tag.label and tag.score >= config.tag_threshold:
+            best[tag.label] = max(tag, best.get(tag.label, tag), key=lambda t: t.score)
+    kept = [
+        DetectedObject(clean(o.label, MAX_LABEL_CHARS), round(o.score, 4), _round_box(o.box))
+        for o in objects
+    ]
+    kept = [o for o in kept if o.label and o.score >= config.object_threshold]
+    lines = [
+        replace(t, text=clean(t.text, cap), score=round(t.score, 4), quad=_round_quad(t.quad))
+        for t in text
+    ]
+    lines = [t for t in lines if t.text and t.score >= config.text_threshold]
+    alts = list(dict.fromkeys(filter(None, (clean(alt, cap) for alt in alt_texts))))
+
+    ranked_tags = sorted(best.values(), key=lambda t: (-t.score, t.label))[: config.max_tags]
+    drawn = [kept[i] for i in _balanced(kept, key, config)][: config.max_objects]
+    read = reading_order(lines)[: config.max_text]
+    alts = alts[: config.max_alt_texts]
+
+    floors = (config.text_floor, config.alt_floor, config.objects_floor, config.tags_floor)
+    costs: tuple[list[int], ...] = (
+        _costs(read, lambda line: _quoted_length(line.text)),
+        _costs(alts, _quoted_length),
+        _costs(drawn, lambda o: len(o.label) + len(": [0.000, 0.000, 0.000, 0.000]") + 3),
+        _costs(ranked_tags, lambda tag: len(tag.label) + 2),
+    )
+    n_text, n_alt, n_objects, n_tags = _share(config.max_chars, costs, floors)
+    by_place = sorted(
+        drawn[:n_objects], key=lambda o: (o.label, o.box[1], o.box[0], o.box, -o.score)
+    )
+    return Hints(
+        tuple(ranked_tags[:n_tags]), tuple(by_place), tuple(read[:n_text]), tuple(alts[:n_alt])
+    )
+
+
+def _share(chars: int, costs: Sequence[Sequence[int]], floors: Sequence[float]) -> list[int]:
+    """How many items of each kind fit, kinds in the order in which they get what is left over."""
+    counts = [_prefix(cost, int(floor * chars)) for cost, floor in zip(costs, floors, strict=True)]
+    for kind, cost in enumerate(costs):
+        used = sum(sum(c[:n]) for c, n in zip(costs, counts, strict=True))
+        counts[kind] = _prefix(cost, chars - used + sum(cost[: counts[kind]]))
+    return counts
+
+
+def _prefix(costs: Sequence[int], room: int) -> int:
+    total = 0
+    for count, cost in enumerate(costs):
+        total += cost
+        if total > room:
+            return count
+    return len(costs)
+
+
+def _costs(items: Sequence[T], length: Callable[[T], int]) -> list[int]:
+    """Characters of each item's line; the first pays for the heading."""
+    return [length(item) + (0 if index else HEADING_CHARS) for index, item in enumerate(items)]
+
+
+def _quoted_length(text: str) -> int:
+    return len(json.dumps(text, ensure_ascii=False)) + 3
+
+
+def _round_box(box: Box) -> Box:
+    x1, y1, x2, y2 = (_coordinate(value) for value in box)
+    return x1, y1, x2, y2
+
+
+def _round_quad(
+    quad: tuple[float, float, float, float, float, float, float, float],
+) -> tuple[float, float, float, float, float, float, float, float]:
+    a, b, c, d, e, f, g, h = (_coordinate(value) for value in quad)
+    return a, b, c, d, e, f, g, h
+
+
+def _coordinate(value: float) -> float:
+    return round(min(max(value, 0.0), 1.0), 3)

@@ -1,0 +1,1 @@
+"""Selecting images: embed, cluster, de-duplicate, pick representatives, repack."""
