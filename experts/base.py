@@ -1,7 +1,7 @@
 """The contract of a vision expert.
 
 A new expert is one file under `experts/`, one line in `experts.EXPERTS` and one test. The file
-holds a class that fits `Expert`: its nested `Config` lists the settings that change the output,
+holds a class that fits `Expert`: its `Config` lists the settings that change the output,
 `revision` names the exact weights, `__init__` loads them, `__call__` looks at images.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
@@ -50,14 +50,15 @@ class Expert(Protocol):
     """Short edge in pixels below which the expert loses detail; None: full resolution."""
     Config: ClassVar[type[ExpertConfig]]
 
+    # `config` is an instance of this class's own `Config`, which a Protocol can't say.
     @classmethod
-    def revision(cls, config: ExpertConfig) -> str:
+    def revision(cls, config: Any) -> str:
         """Identity of the weights (a content hash or a pinned hub commit), without loading them."""
         ...
 
-    def __init__(self, config: ExpertConfig, threads: int) -> None: ...
+    def __init__(self, config: Any, threads: int) -> None: ...
 
-    def __call__(self, images: Sequence[RGB], context: Sequence[Context]) -> list[Evidence]:
+    def __call__(self, images: Sequence[RGB], context: Sequence[Context]) -> Sequence[Evidence]:
         """Evidence of each image, in order. An exception fails the rows of this call, only."""
         ...
 

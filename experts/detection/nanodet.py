@@ -21,22 +21,12 @@ from fusion_pipeline.dataset.images import RGB
 Float32 = npt.NDArray[np.float32]
 
 WEIGHTS = ASSETS / "nanodet_coco80.onnx"
+LABELS = ASSETS / "coco80_labels.txt"
 SIZE = 416
 STRIDES = (8, 16, 32)
 BINS = np.arange(11, dtype=np.float32)
 MEAN_BGR = np.array([103.53, 116.28, 123.675])
 STD_BGR = np.array([57.375, 57.12, 58.395])
-COCO_80 = tuple(
-    "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,"
-    "stop sign,parking meter,bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,"
-    "backpack,umbrella,handbag,tie,suitcase,frisbee,skis,snowboard,sports ball,kite,"
-    "baseball bat,baseball glove,skateboard,surfboard,tennis racket,bottle,wine glass,cup,fork,"
-    "knife,spoon,bowl,banana,apple,sandwich,orange,broccoli,carrot,hot dog,pizza,donut,cake,"
-    "chair,couch,potted plant,bed,dining table,toilet,tv,laptop,mouse,remote,keyboard,"
-    "cell phone,microwave,oven,toaster,sink,refrigerator,book,clock,vase,scissors,teddy bear,"
-    "hair drier,toothbrush".split(",")
-)
-"""The 80 COCO detection classes in the order of the model's scores."""
 
 
 def _cells() -> tuple[Float32, Float32]:
@@ -58,8 +48,8 @@ def preprocess(image: RGB) -> Float32:
     height, width = image.shape[:2]
     # Bilinear skips pixels when it shrinks by more than two.
     mode = cv2.INTER_AREA if min(height, width) > 2 * SIZE else cv2.INTER_LINEAR
-    small = cv2.resize(image, (SIZE, SIZE), interpolation=mode)
-    blob: Float32 = cv2.dnn.blobFromImage(small, mean=MEAN_BGR[::-1].tolist(), swapRB=True)
+    small = cv2.cvtColor(cv2.resize(image, (SIZE, SIZE), interpolation=mode), cv2.COLOR_RGB2BGR)
+    blob: Float32 = cv2.dnn.blobFromImage(small, mean=MEAN_BGR.tolist())
     blob *= (1 / STD_BGR).astype(np.float32)[None, :, None, None]
     return blob
 
@@ -80,6 +70,12 @@ def decode_boxes(distributions: Float32, cells: npt.NDArray[np.intp]) -> Float32
     return boxes
 
 
+class NanoDetConfig(ExpertConfig):
+    score_floor: float = Field(default=0.15, ge=0.01, le=1)
+    nms_iou: float = Field(default=0.5, gt=0, le=1)
+    max_objects: int = Field(default=100, ge=1, le=1000)
+
+
 class NanoDet:
     """Boxes of COCO classes, best first.
 
@@ -87,25 +83,22 @@ class NanoDet:
     wrongly (a cat's face becomes a person). Scores over about 0.35 are useful.
     """
 
-    kind: ClassVar = EvidenceKind.OBJECTS
-    version: ClassVar = 1
-    batch_size: ClassVar = 1
-    min_short_edge: ClassVar = SIZE
-
-    class Config(ExpertConfig):
-        score_floor: float = Field(default=0.15, ge=0.01, le=1)
-        nms_iou: float = Field(default=0.5, gt=0, le=1)
-        max_objects: int = Field(default=100, ge=1, le=1000)
+    kind: ClassVar[EvidenceKind] = EvidenceKind.OBJECTS
+    version: ClassVar[int] = 1
+    batch_size: ClassVar[int] = 1
+    min_short_edge: ClassVar[int | None] = SIZE
+    Config: ClassVar[type[ExpertConfig]] = NanoDetConfig
 
     @classmethod
-    def revision(cls, config: Config) -> str:
+    def revision(cls, config: NanoDetConfig) -> str:
         return file_revision(WEIGHTS)
 
-    def __init__(self, config: Config, threads: int) -> None:
+    def __init__(self, config: NanoDetConfig, threads: int) -> None:
         cv2.setNumThreads(threads)
         self._config = config
         self._session = cpu_session(WEIGHTS, threads)
         self._input = self._session.get_inputs()[0].name
+        self._labels = LABELS.read_text(encoding="utf-8").splitlines()
 
     def __call__(
         self, images: Sequence[RGB], context: Sequence[Context]
@@ -119,7 +112,7 @@ class NanoDet:
         confidences = scores[cells, classes]
         boxes = decode_boxes(np.concatenate(outputs[3:], axis=1)[0][cells], cells)
         return [
-            DetectedObject(COCO_80[classes[i]], float(confidences[i]), _box(boxes[i]))
+            DetectedObject(self._labels[classes[i]], float(confidences[i]), _box(boxes[i]))
             for i in self._suppress(boxes, confidences, classes)
         ]
 
@@ -129,17 +122,17 @@ class NanoDet:
         """Indices that non-maximum suppression inside each class keeps, best first."""
         sizes = boxes[:, 2:] - boxes[:, :2]
         visible = np.flatnonzero((sizes > 0).all(axis=1))
-        if not len(visible):
-            return []
         kept = cv2.dnn.NMSBoxesBatched(
             np.concatenate([boxes[:, :2], sizes], axis=1)[visible].astype(np.float64).tolist(),
             scores[visible].tolist(),
             classes[visible].tolist(),
-            self._config.score_floor,
+            0.0,
             self._config.nms_iou,
         )
-        order = np.argsort(-scores[visible[kept]], kind="stable")
-        best: list[int] = visible[kept][order][: self._config.max_objects].tolist()
+        # Without candidates OpenCV gives an empty tuple, which as an index would mean "all".
+        survivors = visible[np.asarray(kept, np.intp)]
+        order = np.argsort(-scores[survivors], kind="stable")
+        best: list[int] = survivors[order][: self._config.max_objects].tolist()
         return best
 
 

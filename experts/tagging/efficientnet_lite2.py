@@ -29,6 +29,11 @@ CROP = SIZE / (SIZE + 32)
 """Share of the short side that the centre crop keeps (the models' own CROP_PADDING of 32)."""
 
 
+MIN_SHORT_EDGE = 350
+"""Short edge of a scaled decode that loses nothing that counts: cosine to the embedding of the
+full decode at least 0.993 on photos (at 292, where the crop is 1:1, 0.985)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Output:
     logits: Float32
@@ -73,7 +78,13 @@ class EfficientNetLite2:
 def softmax(logits: Float32) -> Float32:
     """Over the last axis, in float32."""
     exp: Float32 = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return exp / exp.sum(axis=-1, keepdims=True)
+    exp /= exp.sum(axis=-1, keepdims=True)
+    return exp
+
+
+class EfficientNetLite2TaggerConfig(ExpertConfig):
+    score_floor: float = Field(default=0.02, ge=0, le=1)
+    max_tags: int = Field(default=10, ge=1, le=1000)
 
 
 class EfficientNetLite2Tagger:
@@ -83,20 +94,17 @@ class EfficientNetLite2Tagger:
     image of several things spreads them: combine with other experts before use.
     """
 
-    kind: ClassVar = EvidenceKind.TAGS
-    version: ClassVar = 1
-    batch_size: ClassVar = 1
-    min_short_edge: ClassVar = 292
-
-    class Config(ExpertConfig):
-        score_floor: float = Field(default=0.02, ge=0, le=1)
-        max_tags: int = Field(default=10, ge=1, le=1000)
+    kind: ClassVar[EvidenceKind] = EvidenceKind.TAGS
+    version: ClassVar[int] = 1
+    batch_size: ClassVar[int] = 1
+    min_short_edge: ClassVar[int | None] = MIN_SHORT_EDGE
+    Config: ClassVar[type[ExpertConfig]] = EfficientNetLite2TaggerConfig
 
     @classmethod
-    def revision(cls, config: Config) -> str:
+    def revision(cls, config: EfficientNetLite2TaggerConfig) -> str:
         return file_revision(WEIGHTS)
 
-    def __init__(self, config: Config, threads: int) -> None:
+    def __init__(self, config: EfficientNetLite2TaggerConfig, threads: int) -> None:
         self._config = config
         self._model = EfficientNetLite2(threads)
         self._labels = LABELS.read_text(encoding="utf-8").splitlines()

@@ -74,7 +74,6 @@ ARROW_TYPES: dict[EvidenceKind, pa.DataType] = {
 }
 
 
-
 def to_arrow(kind: EvidenceKind, rows: Sequence[Evidence | None]) -> pa.Array:
     """One list a row; None (a row that is not ok) becomes null."""
     names = [field.name for field in ARROW_TYPES[kind].value_type]

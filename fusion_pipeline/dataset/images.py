@@ -171,6 +171,25 @@ def decode(data: bytes, *, min_short_edge: int | None = None, max_pixels: int = 
     return np.asarray(_to_rgb(_upright(image)))
 
 
+def to_loadable(data: bytes, info: ImageInfo) -> tuple[str, bytes]:
+    """The image as (extension, bytes) that every loader opens upright: 8-bit RGB or gray, JPEG or
+    PNG. Bytes that are so already stay as they are; others are encoded anew, lossy formats as JPEG
+    (quality 95), lossless ones as PNG.
+
+    Raises DecodeError.
+    """
+    plain = info.orientation == 1 and info.mode in ("RGB", "L") and not info.animated
+    if plain and info.format in ("jpeg", "png"):
+        return EXTENSIONS[info.format], data
+    image = Image.fromarray(decode(data))
+    sink = io.BytesIO()
+    if info.format in ("jpeg", "webp"):
+        image.save(sink, "JPEG", quality=95, subsampling=0)
+        return "jpg", sink.getvalue()
+    image.save(sink, "PNG")
+    return "png", sink.getvalue()
+
+
 def _orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)

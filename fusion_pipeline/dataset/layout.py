@@ -1,11 +1,11 @@
 """A dataset: its folders, which shards of a table exist, and reading them.
 
-    shards/00000/00000012.tar            original bytes, texts, origin (12 // 1000 = folder 0)
-    tables/<name>/00000/00000012.parquet
-    tables/<name>/table.json             fingerprint of the table, and the fields it is made of
-    artifacts/<name>                     centroids, plans
-    runs/<run>/                          logs, timings
-    dataset.json  lease.json
+shards/00000/00000012.tar            original bytes, texts, origin (12 // 1000 = folder 0)
+tables/<name>/00000/00000012.parquet
+tables/<name>/table.json             fingerprint of the table, and the fields it is made of
+artifacts/<name>                     centroids, plans
+runs/<run>/                          logs, timings
+dataset.json  lease.json
 """
 
 import io
@@ -71,6 +71,13 @@ class Dataset:
         """Remove what a killed run left half written. Only under the lease."""
         if self.storage.is_local:
             self.storage.delete(TEMPORARY)
+
+    def clear(self) -> None:
+        """Remove all shards, tables and artifacts; logs stay. Tables first: they mark shards."""
+        for name in self.table_names():
+            self.drop_table(name)
+        for folder in ("tables", "artifacts", "shards"):
+            self.storage.delete(folder)
 
     # Paths
 

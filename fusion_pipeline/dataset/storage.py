@@ -1,13 +1,17 @@
 """Where a dataset's files live: one folder on a local disk or an object store.
 
-The whole project touches stored files through the seven verbs here, so a guarantee about files is
+The whole project touches stored files through the verbs here, so a guarantee about files is
 made in one place: `put` shows a file whole under its name or not at all, `create` succeeds for
 exactly one caller.
 """
 
+import contextlib
 import os
+import tempfile
 import uuid
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -47,6 +51,11 @@ class Storage:
         data: bytes = self._fs.cat_file(self.full(path), start=start, end=end)
         return data
 
+    def open(self, path: str) -> IO[bytes]:
+        """A seekable stream. Raises FileNotFoundError."""
+        stream: IO[bytes] = self._fs.open(self.full(path), "rb")
+        return stream
+
     def size(self, path: str) -> int:
         return int(self._fs.size(self.full(path)))
 
@@ -57,6 +66,21 @@ class Storage:
         else:
             # One request from memory: a streamed upload may be completed when its writer fails.
             self._fs.pipe_file(self.full(path), data)
+
+    @contextlib.contextmanager
+    def writer(self, path: str) -> Iterator[IO[str]]:
+        """A text file too large for memory: written to local disk, in place only when the block
+        ends without an exception."""
+        with tempfile.TemporaryDirectory() as folder:
+            name = self._temporary_name() if self.is_local else f"{folder}/part"
+            with open(name, "w", encoding="utf-8") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            if self.is_local:
+                os.replace(name, self._made(path))
+            else:
+                self._fs.put_file(name, self.full(path))
 
     def create(self, path: str, data: bytes) -> bool:
         """Write a file unless there is one; False when there is. Atomic among many callers."""
@@ -79,9 +103,10 @@ class Storage:
         return bool(self._fs.exists(self.full(path)))
 
     def files(self, folder: str) -> list[str]:
-        """Paths of all files under a folder at any depth, sorted; none when it doesn't exist."""
+        """Paths of all files under a folder ("" is the root) at any depth, sorted; none when it
+        doesn't exist."""
         try:
-            found = self._fs.find(self.full(folder))
+            found = self._fs.find(self.full(folder) if folder else self.root)
         except FileNotFoundError:
             return []
         strip = len(self.root) + 1
@@ -98,9 +123,12 @@ class Storage:
         return full
 
     def _write_temporary(self, data: bytes) -> str:
-        name = self._made(str(PurePosixPath(TEMPORARY) / uuid.uuid4().hex))
+        name = self._temporary_name()
         with open(name, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         return name
+
+    def _temporary_name(self) -> str:
+        return self._made(f"{TEMPORARY}/{uuid.uuid4().hex}")

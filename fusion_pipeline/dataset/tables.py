@@ -97,6 +97,8 @@ def encode_table(
 
 
 def _count(table: pa.Table) -> dict[str, int]:
+    if "status" not in table.column_names:  # artifacts have no samples
+        return {}
     pairs = zip(table["status"].to_pylist(), table["reason"].to_pylist(), strict=True)
     counter = Counter(f"{status}:{typed(reason)}" if reason else status for status, reason in pairs)
     return dict(sorted(counter.items()))

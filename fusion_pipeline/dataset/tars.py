@@ -53,4 +53,4 @@ def read_members(stream: IO[bytes]) -> Iterator[Member]:
             if len(data) != info.size:
                 raise tarfile.ReadError(f"{info.name}: cut off")
             yield Member(info.name, data, info.offset_data)
-            tar.members.clear()  # tarfile keeps every header otherwise
+            tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header otherwise

@@ -202,9 +202,8 @@ class Canvas:
         px = fitted(text, face, px, width)
         shape = font(face, px)
         place = (round(at[0]), round(at[1]))
-        x1, y1, x2, y2 = self.draw.textbbox(place, text, shape, anchor=anchor)
+        box = _ink(text, shape, place, anchor)
         self.draw.text(place, text, fill, shape, anchor=anchor)
-        box = (math.floor(x1), math.floor(y1), math.ceil(x2), math.ceil(y2))
         self.lines.append(TextLine(text, px, box))
         return box
 
@@ -234,6 +233,18 @@ class Canvas:
 
     def picture(self, kind: str, objects: list[str], captions: list[str]) -> Picture:
         return Picture(self.image, kind, list(self.lines), objects, captions)
+
+
+def _ink(text: str, shape: ImageFont.FreeTypeFont, at: tuple[int, int], anchor: str) -> Box:
+    """Where drawing `text` leaves ink: Pillow's own box also holds the side bearing."""
+    around = ImageDraw.Draw(Image.new("L", (1, 1))).textbbox(at, text, shape, anchor=anchor)
+    left, top = math.floor(around[0]) - 4, math.floor(around[1]) - 4
+    mask = Image.new("L", (math.ceil(around[2]) + 4 - left, math.ceil(around[3]) + 4 - top))
+    ImageDraw.Draw(mask).text((at[0] - left, at[1] - top), text, 255, shape, anchor=anchor)
+    found = mask.getbbox()
+    if found is None:
+        raise ValueError(f"{text!r} leaves no ink")
+    return (found[0] + left, found[1] + top, found[2] + left, found[3] + top)
 
 
 def fitted(text: str, face: str, px: int, width: float | None) -> int:

@@ -15,7 +15,8 @@ from .canvas import Box, Canvas, Picture, TextLine, mix, palette
 def crop(picture: Picture, window: Box) -> Picture:
     """The region `window`; lines that its edge cuts through move to `cut_texts`."""
     left, top, right, bottom = window
-    whole, cut = [], list[TextLine]()
+    whole: list[TextLine] = []
+    cut: list[TextLine] = []
     for line in picture.texts:
         x1, y1, x2, y2 = line.box
         seen = (max(x1, left), max(y1, top), min(x2, right), min(y2, bottom))

@@ -19,7 +19,7 @@ from . import alt_text, plan
 from .canvas import TextLine
 from .plan import MIN_SHORT_EDGE, Item
 
-ROWS_PER_TAR = 25
+ROWS_PER_TAR = 20
 
 
 @dataclass(frozen=True)
@@ -199,8 +199,8 @@ def make_demo_data(out: Path, seed: int = 0) -> DemoSummary:
     `resolution` (ok, filtered; null where ingest fails); `upright_size` [width, height] and the
     real `format`; `texts`, every wholly visible rendered line with its em size `px` and its ink
     `box` [x1, y1, x2, y2) in upright pixels; `cut_texts`, the lines that a crop has cut through,
-    with their whole text and the box of what is left; `objects`, some of what is to be seen.
-    Text inside real photos is not annotated.
+    with their whole text and the box of what is left; `objects`, some of what is to be seen
+    (a crop's are its source's and may lie outside it). Text inside real photos is not annotated.
 
     Raises FileExistsError where `out/shards` holds files that this function doesn't write, and
     ModuleNotFoundError where scikit-image or matplotlib (the `demo` extra) is missing.
@@ -228,9 +228,15 @@ def make_demo_data(out: Path, seed: int = 0) -> DemoSummary:
         data = _tar(members, base)
         _write(shards / tar, data)
         size += len(data)
-    truth = {"seed": seed, "min_short_edge": MIN_SHORT_EDGE, "rows": truths}
-    _write(out / "truth.json", (json.dumps(truth, indent=1) + "\n").encode())
+    _write(out / "truth.json", _truth_file(seed, truths))
     return _summary(truths, len(by_tar), size)
+
+
+def _truth_file(seed: int, truths: list[dict[str, Any]]) -> bytes:
+    """JSON with one row a line."""
+    rows = ",\n".join(json.dumps(truth) for truth in truths)
+    head = f'{{"seed": {seed}, "min_short_edge": {MIN_SHORT_EDGE}, "rows": [\n'
+    return f"{head}{rows}\n]}}\n".encode()
 
 
 def _summary(truths: list[dict[str, Any]], tars: int, size: int) -> DemoSummary:

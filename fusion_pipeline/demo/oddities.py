@@ -12,7 +12,7 @@ from random import Random
 import numpy as np
 from PIL import Image, ImageDraw
 
-from . import documents, graphics, words
+from . import documents, graphics, illustrations, words
 from .canvas import Canvas, Picture
 from .edits import encode
 
@@ -70,6 +70,9 @@ def gray16(picture: Picture, rng: Random) -> bytes:
 def transparent_palette(picture: Picture) -> bytes:
     """A palette PNG whose corners are transparent (palette entry 255)."""
     paletted = picture.image.quantize(255)
+    # Without an entry 255 of its own the encoder drops the transparency.
+    colors = (paletted.getpalette() or [])[: 255 * 3]
+    paletted.putpalette(colors + [0] * (256 * 3 - len(colors)))
     corners = Image.new("L", paletted.size, 255)
     ImageDraw.Draw(corners).rounded_rectangle(
         (0, 0, paletted.width - 1, paletted.height - 1), radius=24, fill=0
@@ -89,7 +92,7 @@ def animated_gif(frames: list[Picture]) -> bytes:
 
 def banner_ad(rng: Random, size: tuple[int, int]) -> Picture:
     """A wide, low advertisement: under any sensible limit of the short edge."""
-    canvas = Canvas(graphics.pattern(rng, size).image)
+    canvas = Canvas(illustrations.pattern(rng, size).image)
     width, height = size
     canvas.draw.rectangle((width * 0.2, 0, width * 0.8, height), (250, 246, 226))
     text = f"{words.event(rng)} - {rng.choice(words.MONTHS)}"
@@ -140,12 +143,12 @@ def undersized_files(seed: str) -> Iterator[OddFile]:
 
     sizes = {"short_edge_256": (340, 256), "short_edge_255": (340, 255), "thumbnail": (200, 150)}
     for name, size in sizes.items():
-        picture = graphics.landscape(rng(name), size)
+        picture = illustrations.landscape(rng(name), size)
         yield OddFile(name, encode(picture.image, "jpeg"), "jpg", "jpeg", picture)
     for name, size in {"banner_728x90": (728, 90), "banner_468x60": (468, 60)}.items():
         picture = banner_ad(rng(name), size)
         yield OddFile(name, encode(picture.image, "png"), "png", "png", picture)
-    picture = graphics.landscape(rng("panorama"), (1800, 200))
+    picture = illustrations.landscape(rng("panorama"), (1800, 200))
     yield OddFile("panorama", encode(picture.image, "jpeg"), "jpg", "jpeg", picture)
     dot = Picture(Image.new("RGB", (1, 1), (200, 30, 30)), "pixel", captions=["Spacer"])
     yield OddFile("one_pixel", encode(dot.image, "png"), "png", "png", dot)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-from . import documents, edits, graphics, oddities, photos, screens
+from . import documents, edits, graphics, illustrations, oddities, photos, screens
 from .canvas import Picture
 
 MIN_SHORT_EDGE = 256
@@ -16,7 +16,7 @@ RENDERED: tuple[tuple[str, Callable[[Random, int], Picture], int], ...] = (
     ("poster", graphics.poster, 12),
     ("sign", graphics.sign, 12),
     ("label", graphics.label, 10),
-    ("illustration", graphics.illustration, 8),
+    ("illustration", illustrations.illustration, 8),
     ("chart", documents.chart, 12),
     ("table", documents.table, 12),
     ("screenshot", screens.screenshot, 12),

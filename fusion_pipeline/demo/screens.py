@@ -62,7 +62,8 @@ def web_page(rng: Random) -> Picture:
 
 def settings_app(rng: Random) -> Picture:
     """A telephone screen with switches."""
-    width, height = size = (480, 854)
+    width = 480
+    size = (width, 854)
     colors = palette(rng)
     dark = rng.random() < 0.4
     paper: Color = (22, 24, 28) if dark else (246, 247, 249)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from fusion_pipeline.dataset.layout import Dataset
-from fusion_pipeline.dataset.schemas import SAMPLES, SOURCES
+from fusion_pipeline.dataset.schemas import SOURCES
 from fusion_pipeline.engine.shard import ShardResult, Step, make_shard, run_stage
 from fusion_pipeline.engine.stage import Resources, ShardImages, ShardMaker, Source, Worker
 

@@ -7,7 +7,7 @@ of a step, which later pools pass on to the driver.
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -136,6 +136,22 @@ def run_on_ray(chain: Chain, shards: Sequence[int]) -> Iterator[ShardResult]:
                     yield ShardResult(**row)
     except RayError as error:
         raise _stage_error(error) from error
+
+
+def run_task(function: Callable[..., None], *arguments: object) -> None:
+    """Run a function once in a worker process: the driver's memory stays small.
+
+    Raises what the function raises.
+    """
+    import ray
+    from ray.exceptions import RayTaskError
+
+    try:
+        ray.get(ray.remote(num_cpus=1)(function).remote(*arguments))
+    except RayTaskError as error:
+        if isinstance(error.cause, Exception):
+            raise error.cause from error
+        raise
 
 
 def _pool_size(pool: Chain, shards: int) -> int:

@@ -157,4 +157,3 @@ def _missing(chain: Chain, table: str, shards: Sequence[int]) -> list[int]:
         return list(shards)
     done = chain.dataset.shards_of(table)
     return [shard for shard in shards if shard not in done]
-

@@ -165,7 +165,7 @@ def _work(
         return schema.empty_table()
     try:
         table = open_worker()(block)
-    except Exception as error:  # whatever a stage raises is its own defect: name it and stop
+    except Exception as error:  # whatever a stage raises is its own defect: name it, stop
         raise StageError(
             f"stage {stage.name!r} broke on shard {shard}: {type(error).__name__}: {error}"
         ) from error
@@ -204,5 +204,3 @@ def _splice(
 def _failures(table: pa.Table) -> tuple[int, str | None]:
     reasons = table.filter(pc.equal(table["status"], "failed"))["reason"].to_pylist()
     return len(reasons), (reasons[0] if reasons else None)
-
-

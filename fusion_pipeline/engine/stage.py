@@ -29,6 +29,10 @@ class Resources:
     floating-point results can depend on it."""
 
 
+CPU_WORKER = Resources()
+"""One CPU, one thread."""
+
+
 class ShardBlock:
     """The rows of one shard that a stage is to work on, with the tables it reads.
 

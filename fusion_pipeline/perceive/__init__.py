@@ -1,0 +1,1 @@
+"""Runs vision experts over shards: one evidence table an expert."""

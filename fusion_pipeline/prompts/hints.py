@@ -33,25 +33,25 @@ class HintConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    tag_threshold: float = Field(0.3, ge=0, le=1)
-    object_threshold: float = Field(0.35, ge=0, le=1)
-    text_threshold: float = Field(0.6, ge=0, le=1)
-    max_tags: int = Field(20, ge=0)
-    max_objects: int = Field(24, ge=0)
-    max_text: int = Field(120, ge=0)
-    max_alt_texts: int = Field(3, ge=0)
-    max_item_chars: int = Field(240, ge=2)
+    tag_threshold: float = Field(default=0.3, ge=0, le=1)
+    object_threshold: float = Field(default=0.35, ge=0, le=1)
+    text_threshold: float = Field(default=0.6, ge=0, le=1)
+    max_tags: int = Field(default=20, ge=0)
+    max_objects: int = Field(default=24, ge=0)
+    max_text: int = Field(default=120, ge=0)
+    max_alt_texts: int = Field(default=3, ge=0)
+    max_item_chars: int = Field(default=240, ge=2)
     """Longest alt text or text line after cleaning; labels are cut at 60."""
-    small_area: float = Field(0.02, ge=0, le=1)
+    small_area: float = Field(default=0.02, ge=0, le=1)
     """Boxes below this area are small."""
-    small_share: float = Field(0.6, ge=0, le=1)
+    small_share: float = Field(default=0.6, ge=0, le=1)
     """Share of the drawn objects that are small ones, as long as there are enough of both."""
-    max_chars: int = Field(4000, ge=0)
+    max_chars: int = Field(default=4000, ge=0)
     """Most characters that the hints add to a rendered prompt, headings included."""
-    text_floor: float = Field(0.4, ge=0, le=1)
-    alt_floor: float = Field(0.15, ge=0, le=1)
-    objects_floor: float = Field(0.3, ge=0, le=1)
-    tags_floor: float = Field(0.1, ge=0, le=1)
+    text_floor: float = Field(default=0.4, ge=0, le=1)
+    alt_floor: float = Field(default=0.15, ge=0, le=1)
+    objects_floor: float = Field(default=0.3, ge=0, le=1)
+    tags_floor: float = Field(default=0.1, ge=0, le=1)
 
     @model_validator(mode="after")
     def _floors_fit(self) -> Self:
@@ -150,7 +150,8 @@ def reading_order(lines: Sequence[TextLine]) -> list[TextLine]:
     """Lines from top to bottom, and column by column where white space separates columns.
 
     Recursive XY-cut: a group is split at its widest gap between rows, or between columns when that
-    gap is about as wide and both sides hold two lines or more; a group without gaps is one row.
+    gap is about as wide and both sides hold two lines or more. A group without gaps is read in
+    rows (skewed lines overlap, so more than one row can be left).
     """
     ordered: list[TextLine] = []
     stack = [sorted(lines, key=lambda line: (line.box[1], line.box[0], line.text, line.quad))]
@@ -165,11 +166,23 @@ def reading_order(lines: Sequence[TextLine]) -> list[TextLine]:
         )
         rest = right if columns else below
         if not rest:
-            ordered += sorted(group, key=lambda line: line.box[0])
+            ordered += _rows(group)
             continue
         second = {id(line) for line in rest}
         stack += [rest, [line for line in group if id(line) not in second]]
     return ordered
+
+
+def _rows(group: list[TextLine]) -> list[TextLine]:
+    """A line opens a new row when its middle lies below the first one's by half a height."""
+    by_middle = sorted(group, key=lambda line: line.box[1] + line.box[3])
+    rows: list[list[TextLine]] = []
+    for line in by_middle:
+        first = rows[-1][0].box if rows else (0.0, -2.0, 0.0, -2.0)
+        if line.box[1] + line.box[3] - first[1] - first[3] > max(first[3] - first[1], 1e-6):
+            rows.append([])
+        rows[-1].append(line)
+    return [line for row in rows for line in sorted(row, key=lambda line: line.box[0])]
 
 
 def _widest_gap(group: list[TextLine], axis: int) -> tuple[float, list[TextLine]]:

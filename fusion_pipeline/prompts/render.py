@@ -7,6 +7,7 @@ cache serves them; what differs, the external information, comes last.
 
 import hashlib
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -31,10 +32,23 @@ def template_names() -> list[str]:
 def render(template: str, hints: Hints) -> str:
     """The fusion prompt. Kinds without hints are left out, their block too when all are empty.
 
-    Raises ValueError for an unknown template. Hints are cleaned again: they may have been read
-    back from a file.
+    Raises ValueError for an unknown template.
     """
-    return _load(template).render(hints=hints)
+    return _load(template).render(hints=_cleaned(hints))
+
+
+def _cleaned(hints: Hints) -> Hints:
+    """Hints may have been read back from a file: they are cleaned again, emptied ones go."""
+    tags = (replace(tag, label=clean(tag.label, MAX_LABEL_CHARS)) for tag in hints.tags)
+    objects = (replace(o, label=clean(o.label, MAX_LABEL_CHARS)) for o in hints.objects)
+    text = (replace(line, text=clean(line.text, MAX_TEXT_CHARS)) for line in hints.text)
+    alt_texts = (clean(alt, MAX_TEXT_CHARS) for alt in hints.alt_texts)
+    return Hints(
+        tuple(tag for tag in tags if tag.label),
+        tuple(found for found in objects if found.label),
+        tuple(line for line in text if line.text),
+        tuple(filter(None, alt_texts)),
+    )
 
 
 @cache
@@ -73,18 +87,13 @@ def _environment() -> ImmutableSandboxedEnvironment:
         lstrip_blocks=True,
     )
     environment.filters["quoted"] = _quoted
-    environment.filters["label"] = _label
     environment.filters["coordinates"] = _coordinates
     return environment
 
 
 def _quoted(text: str) -> str:
     """A JSON string: the quotes inside are escaped, so the data can't end its own quotation."""
-    return json.dumps(clean(text, MAX_TEXT_CHARS), ensure_ascii=False)
-
-
-def _label(label: str) -> str:
-    return clean(label, MAX_LABEL_CHARS)
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _coordinates(box: Box) -> str:

@@ -271,13 +271,14 @@ async def test_a_429_is_tried_again_after_the_time_the_server_asks_for(
         (Reply(500, b"oops", {"Retry-After": "0.01"}), CaptionFailed("http_500")),
         (Reply(503, b"", {"Retry-After": "0.01"}), CaptionFailed("http_503")),
         (DROP, CaptionFailed("connection")),
+        (Reply(delay_s=1.5), CaptionFailed("timeout")),
     ],
 )
 async def test_lasting_faults_fail_after_the_retries(
     server: OpenAIServer, fault: Reply, expected: CaptionFailed
 ) -> None:
     server.always = fault
-    assert await ask(engine(server, max_retries=1)) == expected
+    assert await ask(engine(server, max_retries=1, timeout_s=1.0)) == expected
     assert len(server.arrivals) == 2
 
 

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from fusion_pipeline.dataset.evidence import DetectedObject, Tag, TextLine
 from fusion_pipeline.prompts.hints import (
+    HEADING_CHARS,
     HintConfig,
     Hints,
     area,
@@ -140,8 +141,8 @@ def test_boxes_cannot_starve_text_and_tags_are_cut_first() -> None:
     hints = chosen(
         tags=tags, objects=objects, text=lines, config=HintConfig(max_chars=1200, max_tags=20)
     )
-    assert len(hints.text) >= 0.4 * 1200 / 21 - 7  # its floor, less the heading
-    assert hints.text == tuple(lines[: len(hints.text)])  # cut from the end of the reading order
+    assert len(hints.text) >= (0.4 * 1200 - HEADING_CHARS) // len('- "line number 00"\n')
+    assert [t.text for t in hints.text] == [t.text for t in lines[: len(hints.text)]]
     assert hints.objects
     assert len(hints.tags) < len(tags)
     # Without rivals text takes the floors of the others too.

@@ -94,6 +94,8 @@ def test_hostile_text_stays_one_quoted_line_of_data(template: str, hostile: str)
         instructions = render(template, Hints())
         added = prompt.removeprefix(instructions)
         assert added != prompt  # the instructions are untouched
+        if not added:  # nothing but tokens: nothing is left to show
+            continue
         lines = added.strip().split("\n")
         assert lines[0] == "<external_information>"
         assert lines[-1] == "</external_information>"

@@ -1,0 +1,275 @@
+"""The YAML schema: loads, checks with errors that name file, field and fix, prints resolved."""
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from experts import EXPERTS
+from experts.base import ExpertConfig
+from fusion_pipeline.fuse.composer import ComposerConfig
+from fusion_pipeline.fuse.endpoint import EndpointConfig
+from fusion_pipeline.perceive.stage import load_expert
+from fusion_pipeline.prompts.hints import HintConfig
+from fusion_pipeline.prompts.render import template_names
+from fusion_pipeline.select.copies import CopyRule
+
+
+class ConfigError(Exception):
+    """A configuration that can't be used."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SourceConfig(_Model):
+    """Where image-text pairs come from: exactly one of `webdataset` and `folder`."""
+
+    webdataset: str | None = None
+    """Folder of WebDataset tars: `key.jpg`, `key.txt`, `key.json`."""
+    folder: str | None = None
+    """Folder of images; the text of `a.jpg` in `a.txt` or `a.json`."""
+    shard_size: int = Field(500, ge=1, le=1000)
+    """Samples a shard."""
+    max_shard_mb: int = Field(256, ge=1, le=256)
+    max_image_mb: int = Field(64, ge=1)
+    max_pixels: int = Field(100_000_000, ge=1)
+    """Width x height above which an image is refused undecoded."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> "SourceConfig":
+        if (self.webdataset is None) == (self.folder is None):
+            raise ValueError("set exactly one of source.webdataset and source.folder")
+        return self
+
+
+class FilterConfig(_Model):
+    min_short_edge: int = Field(448, ge=1)
+    """Pixels; the paper's 448."""
+
+
+class CopiesConfig(_Model):
+    """Near-exact copies: the embedding proposes pairs, an aligned pixel check confirms them."""
+
+    propose: float = Field(0.75, ge=-1, le=1)
+    """Cosine similarity from which a pair is looked at. Low: the pixel check decides."""
+    probes: int = Field(8, ge=1)
+    """A pair is looked at when each one's cluster is among the other's so many nearest."""
+    rule: CopyRule = CopyRule()
+
+
+class DuplicatesConfig(_Model):
+    """Semantic duplicates: embeddings alone decide."""
+
+    rule: Literal["greedy", "semdedup", "off"] = "greedy"
+    """`greedy`: dropped only by a row that is kept. `semdedup`: the released rule."""
+    threshold: float = Field(0.95, ge=-1, le=1)
+    """Cosine similarity above which a row is dropped (1 - epsilon). Depends on the encoder."""
+
+
+class SelectConfig(_Model):
+    clusters: int = Field(50_000, ge=1)
+    iterations: int = Field(100, ge=1)
+    seed: int = 0
+    copies: CopiesConfig = CopiesConfig()
+    duplicates: DuplicatesConfig = DuplicatesConfig()
+    per_cluster: int = Field(20, ge=1)
+    """Representatives a cluster."""
+    shard_size: int = Field(500, ge=1, le=1000)
+    """Samples a shard of the selected dataset."""
+
+
+class ExpertChoice(_Model):
+    """One expert by name, with its own settings."""
+
+    name: str
+    config: SerializeAsAny[ExpertConfig]
+
+
+def _expert_choice(value: object) -> object:
+    """`nanodet` or `{nanodet: {score_floor: 0.2}}`."""
+    if isinstance(value, str):
+        value = {value: {}}
+    if not (isinstance(value, dict) and len(value) == 1):
+        return value
+    ((name, settings),) = value.items()
+    if name not in EXPERTS:
+        raise ValueError(f"no expert is called {name!r}; known: {', '.join(sorted(EXPERTS))}")
+    return {"name": name, "config": load_expert(name).Config.model_validate(settings or {})}
+
+
+class EngineChoice(_Model):
+    """The caption engine: `composer`, or `{endpoint: {url: ..., model: ...}}`."""
+
+    composer: ComposerConfig | None = None
+    endpoint: EndpointConfig | None = None
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")] = ""
+    """Of the table `captions/<name>`; by default `composer`, or the model's own name."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: object) -> object:
+        if value == "composer":
+            value = {"composer": {}}
+        if not isinstance(value, dict):
+            return value
+        if not value.get("name"):
+            endpoint = value.get("endpoint")
+            model = endpoint.get("model", "") if isinstance(endpoint, dict) else "composer"
+            slug = re.sub(r"[^a-z0-9._-]+", "-", str(model).split("/")[-1].lower()).strip("-._")
+            value = {**value, "name": slug or "engine"}
+        return value
+
+    @model_validator(mode="after")
+    def _one_engine(self) -> "EngineChoice":
+        if (self.composer is None) == (self.endpoint is None):
+            raise ValueError("name exactly one engine: composer or endpoint")
+        return self
+
+
+class CaptionConfig(_Model):
+    template: str = "engine-v1"
+    engine: EngineChoice = EngineChoice(composer=ComposerConfig(), name="composer")
+
+    @field_validator("template")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in template_names():
+            raise ValueError(
+                f"no template is called {value!r}; known: {', '.join(template_names())}"
+            )
+        return value
+
+
+class RunnerConfig(_Model):
+    """How steps run. Nothing here changes what comes out."""
+
+    ray_address: str | None = None
+    """`auto` or an address; by default a Ray of its own is started for the run."""
+    workers: int | None = Field(None, ge=1)
+    """CPUs of a Ray started for the run, and so one-thread workers; default: all."""
+    dashboard: bool = False
+    max_failure_rate: float = Field(0.5, ge=0, le=1)
+    """Share of rows that may fail in a stage before the run stops."""
+    fuse_after_rows: int = Field(50, ge=1)
+
+
+class ReportConfig(_Model):
+    cards: int = Field(48, ge=0)
+    """Samples shown with all their evidence."""
+    groups: int = Field(24, ge=0)
+    """Duplicate groups shown side by side."""
+    seed: int = 0
+
+
+class Config(_Model):
+    run: str
+    """Folder of all outputs."""
+    source: SourceConfig
+    filter: FilterConfig = FilterConfig()
+    select: SelectConfig = SelectConfig()
+    experts: list[ExpertChoice] = Field(default_factory=list, validate_default=True)
+    hints: HintConfig = HintConfig()
+    caption: CaptionConfig = CaptionConfig()
+    runner: RunnerConfig = RunnerConfig()
+    report: ReportConfig = ReportConfig()
+
+    @field_validator("experts", mode="before")
+    @classmethod
+    def _choices(cls, value: object) -> object:
+        if isinstance(value, list):
+            return [_expert_choice(item) for item in value or list(EXPERTS)]
+        return value
+
+    @field_validator("experts")
+    @classmethod
+    def _no_twins(cls, value: list[ExpertChoice]) -> list[ExpertChoice]:
+        names = [choice.name for choice in value]
+        if len(set(names)) != len(names):
+            raise ValueError("an expert is named twice")
+        return value
+
+    def to_yaml(self) -> str:
+        """Every setting, defaults included, as a config that can be run."""
+        plain = self.model_dump(mode="json")
+        plain["experts"] = [{e["name"]: e["config"]} for e in plain["experts"]]
+        plain["source"] = {k: v for k, v in plain["source"].items() if v is not None}
+        engine = plain["caption"]["engine"]
+        plain["caption"]["engine"] = {k: v for k, v in engine.items() if v is not None}
+        return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """The config of a YAML file, with `a.b=value` overrides (values are YAML).
+
+    Raises ConfigError, whose message names the file, the field and the fix.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file. Ready ones are in configs/.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected a mapping of settings, found {type(raw).__name__}")
+    for override in overrides:
+        _apply(raw, override)
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        lines = [_explain(detail) for detail in error.errors(include_input=False)]
+        raise ConfigError("\n".join(f"{path}: {line}" for line in lines)) from error
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    if not equals or not name:
+        raise ConfigError(f"{override!r}: expected key=value, for example select.clusters=12")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{override!r}: the value is not valid YAML: {error}") from error
+    *parents, leaf = name.split(".")
+    here = raw
+    for parent in parents:
+        if not isinstance(here.get(parent), dict):
+            here[parent] = {}
+        here = here[parent]
+    here[leaf] = value
+
+
+def _explain(detail: Any) -> str:
+    field = ".".join(str(part) for part in detail["loc"]) or "config"
+    if detail["type"] == "extra_forbidden":
+        known = _fields_at(detail["loc"][:-1])
+        near = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
+        return f"{field}: unknown setting; {hint}"
+    if detail["type"] == "missing":
+        return f"{field}: this setting is missing"
+    return f"{field}: {detail['msg'].removeprefix('Value error, ')}"
+
+
+def _fields_at(location: Sequence[str | int]) -> list[str]:
+    """Names of the settings that a place in the config knows."""
+    model: Any = Config
+    for part in location:
+        field = getattr(model, "model_fields", {}).get(part)
+        if field is None:
+            return []
+        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        model = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
+    return list(getattr(model, "model_fields", {}))

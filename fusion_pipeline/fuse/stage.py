@@ -1,0 +1,87 @@
+"""The stage that runs any caption engine; writes `captions/<name>`."""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from fusion_pipeline.dataset.rows import NotOk, Ok, Outcome, build_table
+from fusion_pipeline.engine.stage import CPU_WORKER, Resources, ShardBlock, Worker
+from fusion_pipeline.fuse.base import Captioned, CaptionEngine, CaptionOutcome, CaptionRequest
+from fusion_pipeline.prompts.stages import read_evidence
+
+
+@dataclass(frozen=True)
+class Caption:
+    engine: str
+    """Name of the engine's table: `captions/<engine>`."""
+    make_engine: Callable[[], CaptionEngine]
+    """Picklable; called once a worker."""
+    engine_version: int
+    engine_settings: Mapping[str, Any]
+    """What changes the captions: model, sampling, token limit; no addresses, no keys."""
+    evidence: tuple[str, ...]
+    prompts: str
+    """The table of prompts."""
+    resources: Resources = CPU_WORKER
+
+    columns: Sequence[pa.Field] = (
+        pa.field("caption", pa.string()),
+        pa.field("finish", pa.string()),  # stop, length, blocked
+    )
+
+    @property
+    def name(self) -> str:
+        return f"captions/{self.engine}"
+
+    @property
+    def version(self) -> int:
+        return self.engine_version
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (*self.evidence, self.prompts)
+
+    def settings(self) -> Mapping[str, Any]:
+        return self.engine_settings
+
+    def revision(self) -> None:
+        return None
+
+    def open(self) -> Worker:
+        engine = self.make_engine()
+        return lambda block: asyncio.run(self._caption(engine, block))
+
+    async def _caption(self, engine: CaptionEngine, block: ShardBlock) -> pa.Table:
+        try:
+            answers = await asyncio.gather(*map(engine.caption, self._requests(block)))
+        finally:
+            await engine.close()
+        return build_table(block.keys, [_outcome(answer) for answer in answers], self.columns)
+
+    def _requests(self, block: ShardBlock) -> list[CaptionRequest]:
+        columns = zip(
+            block.keys,
+            block.images,
+            block.column("samples", "width"),
+            block.column("samples", "height"),
+            block.column(self.prompts, "prompt"),
+            read_evidence(block, self.evidence),
+            strict=True,
+        )
+        return [
+            CaptionRequest(
+                key, image, width, height, prompt, row.tags, row.objects, row.text, row.alt_texts
+            )
+            for key, image, width, height, prompt, row in columns
+        ]
+
+
+def _outcome(answer: CaptionOutcome) -> Outcome:
+    if isinstance(answer, Captioned):
+        if answer.caption is None:
+            return NotOk("filtered", "blocked", {"finish": answer.finish.value})
+        return Ok({"caption": answer.caption, "finish": answer.finish.value})
+    return NotOk("failed", answer.reason)

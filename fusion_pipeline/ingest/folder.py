@@ -1,0 +1,63 @@
+"""A folder of images as a source: `a/b.jpg` with its text in `a/b.txt` or `a/b.json`."""
+
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
+from fusion_pipeline.dataset.samples import Limits, cut
+from fusion_pipeline.dataset.storage import Storage
+from fusion_pipeline.ingest.rows import (
+    IMAGE_EXTENSIONS,
+    InputRow,
+    PlannedShard,
+    SourceError,
+    first_string,
+    parse_metadata,
+    parse_text,
+)
+
+_TEXTS = ("txt", "json")
+
+
+def plan_folder(storage: Storage, limits: Limits) -> Iterator[PlannedShard]:
+    """Shards of all images under the root, in the order of their paths; hidden files are left."""
+    images: dict[str, list[str]] = {}
+    texts: dict[str, list[str]] = {}
+    for path in storage.files(""):
+        pure = PurePosixPath(path)
+        if any(part.startswith(".") for part in pure.parts):
+            continue
+        extension = pure.suffix[1:].lower()
+        if extension in IMAGE_EXTENSIONS:
+            images.setdefault(str(pure.with_suffix("")), []).append(path)
+        elif extension in _TEXTS:
+            texts.setdefault(str(pure.with_suffix("")), []).append(path)
+    rows: list[tuple[str, ...]] = []
+    for stem in sorted(images.keys() | texts.keys()):
+        for image in images.get(stem, [""]):  # a text without an image is a row, too
+            rows.append((image, *texts.get(stem, ())))
+    if not rows:
+        known = ", ".join(sorted(IMAGE_EXTENSIONS))
+        raise SourceError(f"source.folder: no images under {storage.url} (looked for {known})")
+    sizes = (storage.size(row[0]) if row[0] else 0 for row in rows)
+    for part in cut(sizes, limits):
+        yield PlannedShard("", rows=len(part), files=tuple(rows[i] for i in part))
+
+
+def read_folder_rows(storage: Storage, part: PlannedShard) -> Iterator[InputRow]:
+    for image, *texts in part.files:
+        text, url = None, None
+        for path in texts:
+            data = storage.read(path)
+            if path.endswith(".txt"):
+                text = parse_text(data) or text
+            else:
+                metadata = parse_metadata(data)
+                url = first_string(metadata, "url", "URL")
+                text = text or first_string(metadata, "caption", "TEXT", "text")
+        yield InputRow(
+            source="",
+            source_id=image or texts[0],
+            image=storage.read(image) if image else None,
+            alt_text=text or None,
+            url=url,
+        )

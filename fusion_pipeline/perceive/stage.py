@@ -1,0 +1,102 @@
+"""The stage that hosts any expert."""
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from experts import EXPERTS
+from experts.base import Context, Expert, ExpertConfig
+from fusion_pipeline.dataset.evidence import ARROW_TYPES, Evidence, to_arrow
+from fusion_pipeline.dataset.images import DecodeError, decode
+from fusion_pipeline.dataset.rows import NotOk, Ok, Outcome, build_table, failed
+from fusion_pipeline.engine.stage import CPU_WORKER, Resources, ShardBlock, Worker
+
+
+def load_expert(name: str) -> type[Expert]:
+    """The class registered under a name. Raises ValueError for an unknown one."""
+    if name not in EXPERTS:
+        raise ValueError(f"no expert is called {name!r}; known: {', '.join(sorted(EXPERTS))}")
+    module, _, attribute = EXPERTS[name].partition(":")
+    loaded: type[Expert] = getattr(importlib.import_module(module), attribute)
+    return loaded
+
+
+@dataclass(frozen=True)
+class Perceive:
+    """Writes `<kind>/<expert>`, for example `objects/nanodet`."""
+
+    expert: str
+    config: ExpertConfig
+    reads: tuple[str, ...] = ()
+    resources: Resources = CPU_WORKER
+
+    @property
+    def expert_class(self) -> type[Expert]:
+        return load_expert(self.expert)
+
+    @property
+    def name(self) -> str:
+        return f"{self.expert_class.kind}/{self.expert}"
+
+    @property
+    def version(self) -> int:
+        return self.expert_class.version
+
+    @property
+    def columns(self) -> Sequence[pa.Field]:
+        kind = self.expert_class.kind
+        return (pa.field(kind.value, ARROW_TYPES[kind]),)
+
+    def settings(self) -> Mapping[str, Any]:
+        return self.config.model_dump(mode="json")
+
+    def revision(self) -> str:
+        return self.expert_class.revision(self.config)
+
+    def open(self) -> Worker:
+        return _PerceiveWorker(self)
+
+
+class _PerceiveWorker:
+    def __init__(self, stage: Perceive) -> None:
+        self._stage = stage
+        self._expert = stage.expert_class(stage.config, stage.resources.threads)
+
+    def __call__(self, block: ShardBlock) -> pa.Table:
+        contexts = [
+            Context(width, height, tuple(alt_texts))
+            for width, height, alt_texts in zip(
+                block.column("samples", "width"),
+                block.column("samples", "height"),
+                block.column("samples", "alt_texts"),
+                strict=True,
+            )
+        ]
+        outcomes: list[Outcome] = []
+        size = self._expert.batch_size
+        for start in range(0, len(block), size):
+            images = block.images[start : start + size]
+            outcomes += self._look(images, contexts[start : start + size])
+        return build_table(block.keys, outcomes, self._stage.columns)
+
+    def _look(self, images: Sequence[bytes], contexts: Sequence[Context]) -> list[Outcome]:
+        """One outcome an image; an image that breaks its slice is found by going one by one."""
+        try:
+            decoded = [decode(i, min_short_edge=self._expert.min_short_edge) for i in images]
+            return [self._ok(evidence) for evidence in self._expert(decoded, contexts)]
+        except MemoryError:
+            raise  # says nothing of the image
+        except Exception as error:  # noqa: BLE001 - a model may raise anything on one odd image
+            if len(images) == 1:
+                if isinstance(error, DecodeError):
+                    return [NotOk("failed", str(error)[:200])]
+                return [failed(error)]
+            pairs = zip(images, contexts, strict=True)
+            return [outcome for i, c in pairs for outcome in self._look([i], [c])]
+
+    def _ok(self, evidence: Evidence) -> Outcome:
+        kind = self._expert.kind
+        return Ok({kind.value: to_arrow(kind, [evidence]).to_pylist()[0]})
