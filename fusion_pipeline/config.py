@@ -19,6 +19,7 @@ from pydantic import (
 
 from experts import EXPERTS
 from experts.base import ExpertConfig
+from fusion_pipeline.errors import FusionError
 from fusion_pipeline.fuse.composer import ComposerConfig
 from fusion_pipeline.fuse.endpoint import EndpointConfig
 from fusion_pipeline.perceive.stage import load_expert
@@ -27,7 +28,7 @@ from fusion_pipeline.prompts.render import template_names
 from fusion_pipeline.select.copies import CopyRule
 
 
-class ConfigError(Exception):
+class ConfigError(FusionError):
     """A configuration that can't be used."""
 
 
@@ -202,14 +203,18 @@ class Config(_Model):
             raise ValueError("an expert is named twice")
         return value
 
-    def to_yaml(self) -> str:
-        """Every setting, defaults included, as a config that can be run."""
+    def to_plain(self) -> dict[str, Any]:
+        """Every setting, defaults included, as a mapping that can be loaded again."""
         plain = self.model_dump(mode="json")
         plain["experts"] = [{e["name"]: e["config"]} for e in plain["experts"]]
         plain["source"] = {k: v for k, v in plain["source"].items() if v is not None}
         engine = plain["caption"]["engine"]
         plain["caption"]["engine"] = {k: v for k, v in engine.items() if v is not None}
-        return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+        return plain
+
+    def to_yaml(self) -> str:
+        """`to_plain` as a config file that can be run."""
+        return yaml.safe_dump(self.to_plain(), sort_keys=False, allow_unicode=True)
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:

@@ -12,7 +12,8 @@ import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from rich.console import Console
 
@@ -21,13 +22,14 @@ from fusion_pipeline.dataset.artifacts import Artifact, artifact_state
 from fusion_pipeline.dataset.fingerprints import Fingerprint, fingerprint
 from fusion_pipeline.dataset.layout import Dataset
 from fusion_pipeline.dataset.lease import hold_lease
-from fusion_pipeline.dataset.schemas import SAMPLES
+from fusion_pipeline.dataset.schemas import SAMPLES, SOURCES
 from fusion_pipeline.dataset.storage import Storage
 from fusion_pipeline.dataset.tables import FingerprintMismatchError
 from fusion_pipeline.engine.chain import Chain, run_in_process
 from fusion_pipeline.engine.run import Fuse, RunLog, drive, new_run_id
 from fusion_pipeline.engine.shard import ShardResult, Step
 from fusion_pipeline.engine.stage import Source, Stage
+from fusion_pipeline.errors import FusionError
 from fusion_pipeline.export.captions import Export
 from fusion_pipeline.fuse.base import CaptionEngine
 from fusion_pipeline.fuse.composer import Composer
@@ -43,8 +45,11 @@ from fusion_pipeline.select.embed import Embed
 from fusion_pipeline.select.repack import Repack, StaleSelectionError
 from fusion_pipeline.select.selection import Selection
 
+if TYPE_CHECKING:
+    from fusion_pipeline.report.html import Report
 
-class PipelineError(Exception):
+
+class PipelineError(FusionError):
     """The run can't go on; the message says what to do."""
 
 
@@ -104,12 +109,50 @@ class Pipeline:
     selected: Dataset
     phases: tuple[ChainPhase | GlobalPhase, ...]
     export: Export
-    ingest: Ingest
-    repack: Repack
+    evidence: tuple[str, ...]
 
     @property
     def step_names(self) -> list[str]:
         return [name for phase in self.phases for name in phase.names] + ["export", "report"]
+
+    @property
+    def tables_of_pool(self) -> list[str]:
+        """In the order of the data flow."""
+        return [SOURCES, SAMPLES, "resolution", "embeddings", "clusters", "selection"]
+
+    @property
+    def tables_of_selected(self) -> list[str]:
+        chain = self.phases[-1]
+        assert isinstance(chain, ChainPhase)
+        return [SOURCES, *(step.table for step in chain.steps)]
+
+    def report(self) -> "Report":
+        from fusion_pipeline.report.html import Report
+
+        settings = self.config.report
+        return Report(
+            title=Path(self.config.run).name,
+            pool=self.pool,
+            selected=self.selected,
+            evidence=self.evidence,
+            prompts=self.export.prompts,
+            captions=self.export.captions,
+            settings=self.config.to_yaml(),
+            cards=settings.cards,
+            groups=settings.groups,
+            seed=settings.seed,
+            out=Storage(self.config.run),
+        )
+
+    def outputs(self) -> list[str]:
+        """What there is for a person to open."""
+        out, report = self.export.out, Storage(self.config.run)
+        found = [
+            ("report", report, "report.html"),
+            ("captions", out, "densefusion.jsonl"),
+            ("LLaVA JSON", out, "llava.json"),
+        ]
+        return [f"{name:<11}{at.full(file)}" for name, at, file in found if at.exists(file)]
 
 
 def build_pipeline(config: Config) -> Pipeline:
@@ -160,8 +203,7 @@ def build_pipeline(config: Config) -> Pipeline:
             ChainPhase(selected, packed, repack.plan),
         ),
         Export(selected, stages[-1].name, stages[-2].name, Storage(f"{config.run}/export")),
-        ingest,
-        repack,
+        tuple(stage.name for stage in stages if isinstance(stage, Perceive)),
     )
 
 
@@ -262,6 +304,8 @@ class Runner:
                         self._run_global(phase)
             if "export" in wanted:
                 self._run_export()
+            if "report" in wanted:
+                self._run_report()
 
     def _wanted(self) -> set[str]:
         names, options = self._pipeline.step_names, self._options
@@ -372,6 +416,14 @@ class Runner:
         with self._console.status("export …"):
             count = export.run()
         self._console.print(f"export: {count:,} captioned samples in {export.out.url}")
+        self.committed += 1
+
+    def _run_report(self) -> None:
+        report = self._pipeline.report()
+        if not report.selected.exists or report.is_current():
+            return
+        with self._console.status("report …"):
+            report.run()
         self.committed += 1
 
     # Means

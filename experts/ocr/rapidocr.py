@@ -41,7 +41,7 @@ GRID = 32
 """The detector's input sides are multiples of this."""
 TALL = 1.5
 """RapidOCR turns a crop that is this many times higher than wide by 90 degrees."""
-MAX_ASPECT = 6400
+MAX_ASPECT = 64
 """Crops longer than this many times their height are squeezed: the recogniser's memory grows
 with the length, and a hairline across a hostile image would need gigabytes."""
 TURNED_SCORE = 0.9

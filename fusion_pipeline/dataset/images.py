@@ -5,6 +5,7 @@ tried, and each failure has a typed reason. Nothing else in the project decodes 
 """
 
 import io
+import re
 import warnings
 from dataclasses import dataclass
 from enum import StrEnum
@@ -18,6 +19,9 @@ RGB = npt.NDArray[np.uint8]
 
 MAX_PIXELS = 100_000_000
 """Default limit of width x height; a larger image is refused before its pixels are decoded."""
+
+
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 class DecodeReason(StrEnum):
@@ -37,6 +41,7 @@ class DecodeError(Exception):
     """An image that can't be used, with its typed reason."""
 
     def __init__(self, reason: DecodeReason, detail: str = "") -> None:
+        detail = _ADDRESS.sub("", detail)  # reasons are stored: they must not vary
         super().__init__(f"{reason}: {detail}" if detail else str(reason))
         self.reason = reason
 
@@ -105,7 +110,9 @@ def _open(data: bytes, max_pixels: int) -> tuple[Image.Image, str]:
             image = Image.open(io.BytesIO(data), formats=[kind.upper()])
     except Image.DecompressionBombError as error:
         raise DecodeError(DecodeReason.TOO_MANY_PIXELS, str(error)) from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, TypeError) as error:
+    except UnidentifiedImageError as error:
+        raise DecodeError(cut_off, "unreadable header") from error
+    except (OSError, SyntaxError, ValueError, TypeError) as error:
         # Pillow's plugins raise any of these on malformed headers.
         raise DecodeError(cut_off, str(error)) from error
     if image.width * image.height > max_pixels:

@@ -22,13 +22,14 @@ from fusion_pipeline.dataset.fingerprints import Fingerprint
 from fusion_pipeline.dataset.schemas import SAMPLES
 from fusion_pipeline.dataset.storage import TEMPORARY, Storage
 from fusion_pipeline.dataset.tars import Member, read_members
+from fusion_pipeline.errors import FusionError
 
 FORMAT_VERSION = 1
 _DESCRIPTOR = "dataset.json"
 _SHARDS_A_FOLDER = 1000
 
 
-class DatasetError(Exception):
+class DatasetError(FusionError):
     """The folder is no dataset, or of a format this version can't read."""
 
 

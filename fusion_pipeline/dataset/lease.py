@@ -18,13 +18,14 @@ from dataclasses import asdict, dataclass
 import psutil
 
 from fusion_pipeline.dataset.storage import Storage
+from fusion_pipeline.errors import FusionError
 
 LEASE = "lease.json"
 HEARTBEAT_S = 15.0
 EXPIRES_S = 90.0
 
 
-class LeaseError(Exception):
+class LeaseError(FusionError):
     """Another run holds the dataset, or took it from this one."""
 
 

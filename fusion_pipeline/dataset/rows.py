@@ -1,5 +1,6 @@
 """Building tables row by row: the shape that most workers share."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,5 +47,5 @@ def build_table(
 
 def failed(error: BaseException) -> NotOk:
     """A row whose work raised: `<error class>: <first line>`, at most 200 characters."""
-    text = (str(error).splitlines() or [""])[0]
+    text = re.sub(r" at 0x[0-9a-f]+", "", (str(error).splitlines() or [""])[0])
     return NotOk("failed", f"{type(error).__name__}: {text}"[:200])

@@ -19,12 +19,13 @@ import pyarrow.parquet as pq
 from fusion_pipeline.dataset.fingerprints import Fingerprint, canonical_json, differences
 from fusion_pipeline.dataset.schemas import typed
 from fusion_pipeline.dataset.storage import Storage
+from fusion_pipeline.errors import FusionError
 
 _METADATA_KEY = b"fusion_pipeline"
 _TAIL_BYTES = 64 * 1024
 
 
-class TableError(Exception):
+class TableError(FusionError):
     """A stored table that can't be used; the message names the file and what to do."""
 
 

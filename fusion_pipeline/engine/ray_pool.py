@@ -73,8 +73,13 @@ _ENVIRONMENT = {
 def start_ray(options: RayOptions) -> None:
     """Connect to the cluster, or start one on this machine with a loopback dashboard."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning
+    if options.address is None:
+        # Ray Data trips Ray's own warning on each pool (ray-project/ray#53727) from C++.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
+
+    # Token authentication stays on; that it is on needs no warning.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
 
     if ray.is_initialized():
         return
@@ -138,6 +143,10 @@ def run_on_ray(chain: Chain, shards: Sequence[int]) -> Iterator[ShardResult]:
         raise _stage_error(error) from error
 
 
+def _apply(function: Callable[..., None], *arguments: object) -> None:
+    function(*arguments)
+
+
 def run_task(function: Callable[..., None], *arguments: object) -> None:
     """Run a function once in a worker process: the driver's memory stays small.
 
@@ -147,7 +156,7 @@ def run_task(function: Callable[..., None], *arguments: object) -> None:
     from ray.exceptions import RayTaskError
 
     try:
-        ray.get(ray.remote(num_cpus=1)(function).remote(*arguments))
+        ray.get(ray.remote(num_cpus=1)(_apply).remote(function, *arguments))
     except RayTaskError as error:
         if isinstance(error.cause, Exception):
             raise error.cause from error

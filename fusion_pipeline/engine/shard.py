@@ -17,9 +17,10 @@ from fusion_pipeline.dataset.lease import check_token
 from fusion_pipeline.dataset.schemas import SAMPLES, SOURCES, UPSTREAM, stage_schema
 from fusion_pipeline.dataset.tables import encode_table
 from fusion_pipeline.engine.stage import ShardBlock, ShardImages, ShardMaker, Source, Stage, Worker
+from fusion_pipeline.errors import FusionError
 
 
-class StageError(Exception):
+class StageError(FusionError):
     """A stage is broken (not one of its samples): the run stops."""
 
 

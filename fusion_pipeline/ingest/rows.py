@@ -7,13 +7,15 @@ from typing import Any
 
 import pyarrow as pa
 
+from fusion_pipeline.errors import FusionError
+
 IMAGE_EXTENSIONS = frozenset(
     {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "jfif", "img", "image"}
 )
 _MAX_TEXT_BYTES = 64 * 1024
 
 
-class SourceError(Exception):
+class SourceError(FusionError):
     """A source that can't be read at all; the message names the config field and the fix."""
 
 

@@ -38,8 +38,8 @@ class CopyRule:
 
     min_overlap: float = 0.75
     max_aspect: float = 0.04
-    max_fine: float = 0.3
-    max_outlier: float = 5.0
+    max_fine: float = 0.27
+    max_outlier: float = 6.0
     max_coarse: float = 0.35
     max_pixels: int = 196_608
 
@@ -71,6 +71,7 @@ _CELL = 4
 _MAX_CORNERS = 300
 _MIN_CORNERS = 8
 _MIN_TEMPLATE = 8
+_MAX_SKEW = 0.02
 _SEARCH_PIXELS = 96 * 96
 _MAX_SEARCH_RESIDUAL = 0.6
 
@@ -219,9 +220,7 @@ def _check(
     image, other = (cv2.GaussianBlur(view, (0, 0), 1.0) for view in (image, other))
     score = _score(image.astype(np.float32), other.astype(np.float32), shared, rule)
     confirmed = score <= 1.0
-    return CopyVerdict(
-        confirmed, mirrored, overlap, float(score), kind if confirmed else "other_content"
-    )
+    return CopyVerdict(confirmed, mirrored, overlap, score, kind if confirmed else "other_content")
 
 
 def _score(a: Plane, b: Plane, shared: Plane, rule: CopyRule) -> float:
@@ -235,7 +234,7 @@ def _score(a: Plane, b: Plane, shared: Plane, rule: CopyRule) -> float:
     fine = min(rule.max_fine, rule.max_outlier * (usual + _USUAL_FLOOR))
     a, b, difference, shared = (_cells(p, _size(p, 4)) for p in (a, b, difference, shared))
     broad, _ = _residuals(a, b, difference, shared, _COARSE_FLOOR)
-    return max(residual.max() / fine, broad.max() / rule.max_coarse)
+    return max(float(residual.max()) / fine, float(broad.max()) / rule.max_coarse)
 
 
 def _residuals(
@@ -286,14 +285,17 @@ def _laid(inner: Rgb, matrix: NDArray[np.float64], outer: Rgb) -> Rgb:
 
 
 def _overlap(pose: Pose) -> float:
-    """Shared area as a part of the outer and of the inner frame, the smaller of the two."""
-    unit = np.array([[0, 0], [1, 0], [1, 1], [0, 1]], np.float32)
-    placed = cv2.transform(unit[:, None, :], cv2.invertAffineTransform(pose))[:, 0, :]
-    area = float(abs(cv2.contourArea(placed.astype(np.float32))))
-    if area == 0.0:
+    """Shared area as a part of the outer and of the inner frame, the smaller of the two.
+
+    0 for a pose that turns, skews or flips: no copy of the kinds looked for has one. (Upright
+    boxes also spare `cv2.intersectConvexConvex`, which loses coincident edges.)
+    """
+    scale = pose.diagonal()
+    if scale.min() <= 0.0 or max(abs(pose[0, 1]), abs(pose[1, 0])) > _MAX_SKEW:
         return 0.0
-    shared, _ = cv2.intersectConvexConvex(unit, placed.astype(np.float32))
-    return min(1.0, shared, shared / area)
+    start, end = -pose[:, 2] / scale, (1.0 - pose[:, 2]) / scale
+    shared = float(np.prod((np.minimum(end, 1.0) - np.maximum(start, 0.0)).clip(min=0.0)))
+    return min(1.0, shared, shared * float(np.prod(scale)))
 
 
 def _working_pair(outer: Rgb, inner: Rgb, pose: Pose, max_pixels: int) -> tuple[Rgb, Rgb]:

@@ -16,6 +16,7 @@ from fusion_pipeline.dataset.layout import Dataset
 from fusion_pipeline.dataset.samples import Limits, Sample, cut, pack_samples
 from fusion_pipeline.dataset.schemas import SOURCES_SCHEMA
 from fusion_pipeline.engine.stage import CPU_WORKER, Resources, ShardContents, ShardMaker
+from fusion_pipeline.errors import FusionError
 from fusion_pipeline.select.selection import SELECTION
 
 PLAN = "artifacts/repack_plan.parquet"
@@ -31,7 +32,7 @@ _PLAN_SCHEMA = pa.schema(
 """Row number = shard number; `members` are places in the pool, in (shard, row) order."""
 
 
-class StaleSelectionError(Exception):
+class StaleSelectionError(FusionError):
     """The pool's selection is no longer the one that was packed."""
 
 

@@ -1,0 +1,186 @@
+"""The `fusion` command: one function a subcommand, no logic."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:  # imported inside the commands: `fusion --help` is to answer at once
+    from fusion_pipeline.pipeline import Pipeline
+
+app = typer.Typer(
+    help="Perceptual fusion: web image-text pairs in, hyper-detailed and true captions out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console(stderr=True)
+"""Progress and messages; standard output is for results."""
+
+ConfigFile = Annotated[Path, typer.Argument(help="YAML file; ready ones are in configs/.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="For example filter.min_short_edge=448"),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+
+
+@app.command(epilog="Example: fusion run configs/quickstart.yaml select.clusters=12 --limit 100")
+def run(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    only: Annotated[str | None, typer.Option(metavar="STEP", help="Run this step alone.")] = None,
+    until: Annotated[
+        str | None, typer.Option(metavar="STEP", help="Run up to this step, itself included.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Take whole shards until there are N samples.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what was made with other settings.")
+    ] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Do failed rows again; the others stay.")
+    ] = False,
+    in_process: Annotated[
+        bool, typer.Option("--no-ray", help="One shard after the other, in this process.")
+    ] = False,
+) -> None:
+    """Run what is missing. The same command again resumes."""
+    from fusion_pipeline.pipeline import Options, Runner
+
+    pipeline = _pipeline(config, overrides)
+    options = Options(only, until, limit, overwrite, retry_failed, in_process)
+    runner = Runner(pipeline, options, console)
+    runner.run()
+    if not runner.committed:
+        console.print("Nothing to do: every step is complete.")
+    for line in pipeline.outputs():
+        console.print(line, soft_wrap=True, highlight=False)
+
+
+@app.command(epilog="Example: fusion status configs/quickstart.yaml --json")
+def status(config: ConfigFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """The funnel: rows of every table by status and reason."""
+    from fusion_pipeline.dataset.accounting import funnel
+
+    pipeline = _pipeline(config, overrides)
+    counts = {
+        "pool": funnel(pipeline.pool, pipeline.tables_of_pool),
+        "selected": funnel(pipeline.selected, pipeline.tables_of_selected),
+    }
+    if as_json:
+        _print_json({name: [table.as_dict() for table in rows] for name, rows in counts.items()})
+        return
+    for name, rows in counts.items():
+        table = Table("table", title=name, title_justify="left")
+        for heading in ("shards", "rows", "ok"):
+            table.add_column(heading, justify="right")
+        table.add_column("filtered and failed, by reason")
+        for row in rows:
+            reasons = "\n".join(f"{n:>6,}  {why}" for why, n in row.not_ok())
+            table.add_row(row.table, str(row.shards), f"{row.rows:,}", f"{row.ok:,}", reasons)
+        Console().print(table)
+
+
+@app.command(epilog="Example: fusion report configs/quickstart.yaml")
+def report(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Write the HTML report anew."""
+    made = _pipeline(config, overrides).report()
+    made.run()
+    print(made.out.full("report.html"))
+
+
+@app.command("demo-data", epilog="Example: fusion demo-data runs/demo-data --seed 1")
+def demo_data(
+    folder: Annotated[Path, typer.Argument(help="Gets shards/*.tar and truth.json.")],
+    seed: Annotated[int, typer.Option(min=0, help="Another seed makes other data.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Make a small LAION-like WebDataset, offline: photos, rendered text, copies, broken files."""
+    from dataclasses import asdict
+
+    try:
+        from fusion_pipeline.demo import make_demo_data
+
+        summary = asdict(make_demo_data(folder, seed))
+    except ModuleNotFoundError as error:
+        _fail(f"demo data needs {error.name}: pip install 'fusion-pipeline[demo]'")
+    if as_json:
+        _print_json(summary)
+        return
+    console.print(
+        f"{summary['rows']} rows in {summary['tars']} tars, {summary['bytes'] / 1e6:.0f} MB: {folder}"
+    )
+
+
+@app.command("config", epilog="Example: fusion config configs/quickstart.yaml select.clusters=12")
+def show_config(config: ConfigFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """The resolved configuration, every default included."""
+    from fusion_pipeline.config import load_config
+
+    loaded = load_config(config, overrides or ())
+    if as_json:
+        _print_json(loaded.to_plain())
+    else:
+        print(loaded.to_yaml(), end="")
+
+
+@app.command(epilog="Example: fusion doctor configs/quickstart.yaml")
+def doctor(
+    config: Annotated[
+        Path | None, typer.Argument(help="Checks what this config needs, too.")
+    ] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """What is here, what is missing, and how to get it. Exit status 1 when something is missing."""
+    from fusion_pipeline.doctor import examine
+
+    checks = examine(_pipeline(config, overrides) if config else None)
+    if as_json:
+        _print_json([check.as_dict() for check in checks])
+    else:
+        out = Console(highlight=False, soft_wrap=True)
+        marks = {
+            "ok": "[green]ok     [/]",
+            "warn": "[yellow]warning[/]",
+            "missing": "[red]missing[/]",
+        }
+        for check in checks:
+            out.print(f"{marks[check.state]}  {check.name:<24} {escape(check.found)}")
+            if check.fix:
+                out.print(f"{'':9}{'':<24} -> {escape(check.fix)}")
+    if any(check.state == "missing" for check in checks):
+        raise typer.Exit(1)
+
+
+def _pipeline(config: Path, overrides: list[str] | None) -> "Pipeline":
+    from fusion_pipeline.config import load_config
+    from fusion_pipeline.pipeline import build_pipeline
+
+    return build_pipeline(load_config(config, overrides or ()))
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def _fail(message: str) -> NoReturn:
+    console.print(f"[red bold]error:[/] {escape(message)}", soft_wrap=True, highlight=False)
+    sys.exit(1)
+
+
+def main() -> None:
+    """Entry point: known errors become one message and exit status 1, others keep their trace."""
+    from fusion_pipeline.errors import FusionError
+
+    try:
+        app()
+    except FusionError as error:
+        _fail(str(error))
