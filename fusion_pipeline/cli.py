@@ -115,7 +115,8 @@ def demo_data(
         _print_json(summary)
         return
     console.print(
-        f"{summary['rows']} rows in {summary['tars']} tars, {summary['bytes'] / 1e6:.0f} MB: {folder}"
+        f"{summary['rows']} rows in {summary['tars']} tars, "
+        f"{summary['bytes'] / 1e6:.0f} MB: {folder}"
     )
 
 

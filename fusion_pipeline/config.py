@@ -77,7 +77,7 @@ class DuplicatesConfig(_Model):
 
     rule: Literal["greedy", "semdedup", "off"] = "greedy"
     """`greedy`: dropped only by a row that is kept. `semdedup`: the released rule."""
-    threshold: float = Field(0.95, ge=-1, le=1)
+    threshold: float = Field(0.97, ge=-1, le=1)
     """Cosine similarity above which a row is dropped (1 - epsilon). Depends on the encoder."""
 
 

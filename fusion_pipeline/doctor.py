@@ -1,4 +1,4 @@
-"""`fusion doctor`: versions, Ray, disk, shared memory, models, keys; what is missing and the fix."""
+"""`fusion doctor`: versions, Ray, disk, memory, models, keys; what is missing and the fix."""
 
 import importlib.metadata
 import importlib.util

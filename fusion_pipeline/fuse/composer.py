@@ -89,8 +89,7 @@ class Composer:
         """The caption's sentences in order. Raises DecodeError when the image is unusable."""
         image = _small(decode(request.image, min_short_edge=128))
         canvas, lines = _canvas(image), _believed_lines(request.text, self._config)
-        drawn = len(lines) >= 3 or _colours(canvas, "background", least=0)[0].share >= 0.9
-        things = _things(request, self._config, drawn)
+        things = _things(request, self._config, bool(_ground(canvas)[0]))
         things = _name_from_alt_texts(things, request.alt_texts, lines)
         _paint(things, canvas)
         opening = _opening(request, things, lines, canvas, _tone(image, canvas))
@@ -127,9 +126,13 @@ _KINDS = {
 _KIND_OF = {word: kind for kind, words in _KINDS.items() for word in words.split()}
 _ANIMALS = list(_KINDS)[:9]
 _PROPER = re.compile(
-    r"\b(\w+ish|\w+ese|german|egyptian|persian|american|african|indian|siberian|norwegian|tibetan"
-    r"|yorkshire|labrador|welsh|irish|french|saint bernard)\b"
+    r"\b(english|scottish|welsh|irish|french|german|norwegian|siberian|tibetan|japanese|maltese"
+    r"|egyptian|persian|siamese|american|african|indian|yorkshire|labrador|saint bernard)\b"
 )
+# What a tagger trained on photos calls pages and slides.
+_PAPER = {"web site", "envelope", "book jacket", "menu", "packet", "comic book", "screen"}
+_PAINTABLE = {*_ANIMALS, "car", "boat", "airplane", "train", "bus", "truck", "couch", "umbrella",
+              "suitcase", "backpack", "handbag", "tie", "frisbee", "ball", "surfboard"}  # fmt: skip
 
 
 def _kind(label: str) -> str:
@@ -259,6 +262,10 @@ class _Thing:
     def noun(self) -> str:
         return _noun(self.name, max(1, len(self.boxes)))
 
+    def verb(self) -> str:
+        plural = self.noun().endswith("s") and not self.noun().startswith(("a ", "an "))
+        return "are" if len(self.boxes) > 1 or plural else "is"
+
     def where(self) -> str:
         """After the noun, with its leading space or comma."""
         if len(self.boxes) != 1:
@@ -276,13 +283,13 @@ class _Thing:
         return f" {_place(self.boxes[0])}"
 
 
-def _things(request: base.CaptionRequest, config: ComposerConfig, drawn: bool) -> list[_Thing]:
+def _things(request: base.CaptionRequest, config: ComposerConfig, plain: bool) -> list[_Thing]:
     """Believed objects, largest first, then believed tags that name something else.
 
     Detector and tagger check each other. Agreement lowers the bar for an object. Where the tagger
     is sure of an animal without a box of its own, a person or other animal that fills the frame is
     that animal: small detectors take close-ups of animals for people. On a plain background
-    or a page of text the experts, which were trained on photos, must be surer.
+    (slides, drawings) the experts, which were trained on photos, must be surer.
     """
     weight: dict[str, float] = {}
     for tag in request.tags:
@@ -297,7 +304,7 @@ def _things(request: base.CaptionRequest, config: ComposerConfig, drawn: bool) -
 
     kept: list[DetectedObject] = []
     for found in sorted(request.objects, key=lambda o: (-o.score, o.label, o.box)):
-        odd = drawn or not 0.01 < area(found.box) < 0.85
+        odd = plain or not 0.01 < area(found.box) < 0.85
         agreed = weight.get(kind_of(found), 0.0) >= 0.2
         bar = config.agreed_threshold if agreed else config.object_threshold + 0.1 * odd
         if round(found.score, 4) >= bar and all(_overlap(found.box, k.box) < 0.6 for k in kept):
@@ -316,7 +323,7 @@ def _things(request: base.CaptionRequest, config: ComposerConfig, drawn: bool) -
     seen = {_kind(name) for name in things} - {"cup"}  # an espresso is not the cup it is in
     for tag in sorted(request.tags, key=lambda t: (-t.score, t.label)):
         name = _name(tag, config)
-        bar = config.tag_threshold + 0.3 * drawn
+        bar = config.tag_threshold + 0.3 * (plain or name in _PAPER)
         if name and round(tag.score, 4) >= bar and _kind(tag.label) not in seen:
             seen.add(_kind(tag.label))
             things.setdefault(name, _Thing(name, [], [tag]))
@@ -427,13 +434,11 @@ def _opening(
         return _sentence(text, [size, *lines, *rim, *rest])
     light = "".join(f"{t.value}, " for t in tone if t.value in ("dark", "bright"))
     hueless = "black-and-white " if any(t.value == "black-and-white" for t in tone) else ""
-    what, evidence = f"a {light}{shape} {hueless}picture", [size, *tone]
+    what, evidence = f"{light}{shape} {hueless}picture", [size, *tone]
     if things:
-        text = f"{what} of {things[0].noun()}{things[0].where()}"
-        text = re.sub(r" \((.*)\)$", r", \1", text)
-        return _sentence(text, [*evidence, *things[0].evidence])
+        return _sentence(_subject(things[0], f"this {what}"), [*evidence, *things[0].evidence])
     if lines:
-        return _sentence(f"{what} with text in it", [*evidence, *lines])
+        return _sentence(f"a {what} with text in it", [*evidence, *lines])
     colours = _bands(canvas)
     if colours:
         top, low = colours
@@ -443,7 +448,19 @@ def _opening(
         text = f" in {_join([m.value for m in colours])}" if colours else ""
         if colours and colours[0].share > 0.85:
             text, colours = f", almost all {colours[0].value}", colours[:1]
-    return _sentence(what + text, [*evidence, *colours])
+    return _sentence(f"a {what}{text}", [*evidence, *colours])
+
+
+def _subject(thing: _Thing, picture: str) -> str:
+    """The first thing and its place, content first: "a cat is on the left of this picture"."""
+    where, verb = thing.where(), thing.verb()
+    if where == " filling most of the frame":
+        return f"{thing.noun()} {'fill' if verb == 'are' else 'fills'} most of {picture}"
+    if where == " spread over the picture":
+        return f"{thing.noun()} are spread over {picture}"
+    if where.startswith(" ("):
+        return f"{thing.noun()}, {where.strip(' ()')}, are in {picture}"
+    return f"{thing.noun()} {verb}{where} {'of' if where else 'in'} {picture}"
 
 
 def _bands(canvas: Canvas) -> list[Measured]:
@@ -467,7 +484,7 @@ def _others(things: Sequence[_Thing]) -> list[Statement]:
     for start in range(0, len(placed), 4):
         part = placed[start : start + 4]
         evidence = [item for thing in part for item in thing.evidence]
-        verb = "are" if len(part) > 1 or len(part[0].boxes) > 1 else "is"
+        verb = "are" if len(part) > 1 else part[0].verb()
         side = _side(part[0], things[0]) if len(part) == 1 else ""
         if side:
             evidence += things[0].evidence

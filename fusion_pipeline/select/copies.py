@@ -30,18 +30,18 @@ class CopyRule:
     min_overlap: the shared area as a part of either frame, at least this (a 90 % crop has 0.81).
     max_aspect: largest relative difference of aspect ratio at which whole frames are compared.
     max_fine: largest residual of a 12-px tile at working size, fine detail (text).
-    max_outlier: the fine residual may also be at most this many times the 95th percentile of the
+    max_outlier: the fine residual may also be at most this many times the 90th percentile of the
         textured tiles: in a clean copy one bad tile is another word, not noise.
     max_coarse: as max_fine, for large faint differences.
-    max_pixels: working size, in pixels; 200k keeps a changed word of 14-px text visible.
+    max_pixels: working size, in pixels; 320k (754x424) keeps a changed word of 14-px text visible.
     """
 
     min_overlap: float = 0.75
     max_aspect: float = 0.04
-    max_fine: float = 0.27
-    max_outlier: float = 6.0
+    max_fine: float = 0.35
+    max_outlier: float = 4.4
     max_coarse: float = 0.35
-    max_pixels: int = 196_608
+    max_pixels: int = 320_000
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,9 @@ class CopyVerdict:
 _FINE_FLOOR = 16.0
 _COARSE_FLOOR = 8.0
 # Residual that rounding and resampling alone may leave in a copy's textured tiles.
-_USUAL_FLOOR = 0.02
+_USUAL_FLOOR = 0.03
+# Standard deviation in px: takes out what resampling filters disagree on.
+_BLUR = 0.8
 # Side of the cells over which energies are summed; a tile is 3x3 of them.
 _CELL = 4
 _MAX_CORNERS = 300
@@ -73,7 +75,9 @@ _MIN_CORNERS = 8
 _MIN_TEMPLATE = 8
 _MAX_SKEW = 0.02
 _SEARCH_PIXELS = 96 * 96
+# Residual of thumbnails, relative to variance plus floor, above which a place is not looked at.
 _MAX_SEARCH_RESIDUAL = 0.6
+_SEARCH_FLOOR = 64.0
 
 
 def is_near_exact(a: Rgb, b: Rgb, rule: CopyRule | None = None) -> CopyVerdict:
@@ -121,7 +125,8 @@ def _verdicts(a: Rgb, b: Rgb, rule: CopyRule) -> Iterator[CopyVerdict]:
     aspects = a.shape[1] * b.shape[0] / (a.shape[0] * b.shape[1])
     if abs(np.log(aspects)) <= rule.max_aspect:
         for mirrored, image in mirror.items():
-            yield _check(a, image, whole, mirrored, "same_frame", rule)
+            if _thumbnail_residual(a, image) <= _MAX_SEARCH_RESIDUAL:
+                yield _check(a, image, whole, mirrored, "same_frame", rule)
     found: list[tuple[float, int, Rgb, Rgb, bool, Pose]] = []
     for mirrored, image in mirror.items():
         for outer, inner in ((a, image), (image, a)):
@@ -132,6 +137,13 @@ def _verdicts(a: Rgb, b: Rgb, rule: CopyRule) -> Iterator[CopyVerdict]:
         _, _, outer, inner, mirrored, pose = min(found, key=lambda f: f[:2])
         for candidate in _refine(outer, inner, pose, rule):
             yield _check(outer, inner, candidate, mirrored, "crop", rule)
+
+
+def _thumbnail_residual(a: Rgb, b: Rgb) -> float:
+    """The search's residual for whole frames: spares unrelated pairs the check at full size."""
+    size = _fitted(a, _SEARCH_PIXELS)
+    image, other = (_luma(_resized(view, size)).astype(np.float32) for view in (a, b))
+    return float(np.square(image - other).mean() / (other.var() + _SEARCH_FLOOR))
 
 
 def _search(outer: Rgb, inner: Rgb, rule: CopyRule) -> tuple[float, Pose]:
@@ -147,7 +159,6 @@ def _search(outer: Rgb, inner: Rgb, rule: CopyRule) -> tuple[float, Pose]:
     smallest = np.sqrt(rule.min_overlap * width * height * aspect)
     # Once to twice the template's size, so that the many resizes below are cheap.
     source = _luma(_resized(inner, _fitted(inner, 4 * _SEARCH_PIXELS))).astype(np.float32)
-    floor = _FINE_FLOOR**2 / 4
     best, pose = np.inf, np.zeros((2, 3))
     for columns in range(int(np.floor(largest)), int(np.ceil(smallest)) - 2, -1):
         rows = min(height, round(columns / aspect))
@@ -156,7 +167,7 @@ def _search(outer: Rgb, inner: Rgb, rule: CopyRule) -> tuple[float, Pose]:
         template = cv2.resize(source, (columns, rows), interpolation=cv2.INTER_AREA)
         squares = cv2.matchTemplate(image, template, cv2.TM_SQDIFF) / (columns * rows)
         lowest, _, (x, y), _ = cv2.minMaxLoc(squares)
-        residual = lowest / (template.var() + floor)
+        residual = lowest / (template.var() + _SEARCH_FLOOR)
         if residual < best:
             best = residual
             pose = np.array([[width / columns, 0.0, -x / columns], [0.0, height / rows, -y / rows]])
@@ -217,7 +228,7 @@ def _check(
         )
         # Beyond a cut, the blur and the interpolation mix in pixels that only one image has.
         shared = cv2.erode(inside, np.ones((5, 5), np.uint8), borderValue=1).astype(np.float32)
-    image, other = (cv2.GaussianBlur(view, (0, 0), 1.0) for view in (image, other))
+    image, other = (cv2.GaussianBlur(view, (0, 0), _BLUR) for view in (image, other))
     score = _score(image.astype(np.float32), other.astype(np.float32), shared, rule)
     confirmed = score <= 1.0
     return CopyVerdict(confirmed, mirrored, overlap, score, kind if confirmed else "other_content")
@@ -230,7 +241,7 @@ def _score(a: Plane, b: Plane, shared: Plane, rule: CopyRule) -> float:
     """
     difference = (a - b) * shared[:, :, None]
     residual, textured = _residuals(a, b, difference, shared, _FINE_FLOOR)
-    usual = float(np.percentile(residual[textured], 95)) if textured.any() else 0.0
+    usual = float(np.percentile(residual[textured], 90)) if textured.any() else 0.0
     fine = min(rule.max_fine, rule.max_outlier * (usual + _USUAL_FLOOR))
     a, b, difference, shared = (_cells(p, _size(p, 4)) for p in (a, b, difference, shared))
     broad, _ = _residuals(a, b, difference, shared, _COARSE_FLOOR)

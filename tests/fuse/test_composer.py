@@ -303,23 +303,51 @@ def test_special_tokens_in_recognised_text_never_reach_the_caption() -> None:
     ("tags", "objects", "expected", "absent"),
     [
         # A species is named only when the tagger is sure of it.
-        ([Tag("golden retriever", 0.9)], [thing("dog", 0.6, 0.2, 0.2, 0.7, 0.9)], "golden retriever",
-         "person"),
-        ([Tag("golden retriever", 0.6)], [thing("dog", 0.6, 0.2, 0.2, 0.7, 0.9)], " dog ",
-         "retriever"),
+        (
+            [Tag("golden retriever", 0.9)],
+            [thing("dog", 0.6, 0.2, 0.2, 0.7, 0.9)],
+            "golden retriever",
+            "person",
+        ),
+        (
+            [Tag("golden retriever", 0.6)],
+            [thing("dog", 0.6, 0.2, 0.2, 0.7, 0.9)],
+            " dog ",
+            "retriever",
+        ),
+        # A surer tagger renames the one box that fills the frame; a smaller person stays one.
+        (
+            [Tag("tabby", 0.6)],
+            [thing("person", 0.9, 0.0, 0.0, 1.0, 1.0)],
+            "cat fills most",
+            "person",
+        ),
+        ([Tag("tabby", 0.6)], [thing("person", 0.9, 0.1, 0.1, 0.5, 0.9)], "person", "cat fills"),
         # Agreement lowers the bar; a lone weak box is left out.
         ([Tag("tabby", 0.3)], [thing("cat", 0.4, 0.2, 0.2, 0.7, 0.9)], " cat ", "tabby"),
         ([], [thing("cat", 0.4, 0.2, 0.2, 0.7, 0.9)], "picture", "cat"),
         # One thing under two names is said once, by the surer one.
-        ([], [thing("car", 0.8, 0.2, 0.2, 0.7, 0.9), thing("truck", 0.7, 0.21, 0.2, 0.7, 0.9)], " car ",
-         "truck"),
+        (
+            [],
+            [thing("car", 0.8, 0.2, 0.2, 0.7, 0.9), thing("truck", 0.7, 0.21, 0.2, 0.7, 0.9)],
+            " car ",
+            "truck",
+        ),
         ([], [thing("bed", 0.6, 0.0, 0.0, 1.0, 0.96)], "picture", "bed"),
-        ([], [thing("scissors", 0.9, 0.1, 0.1, 0.3, 0.3)], "of scissors in the upper left",
-         "a scissors"),
-        ([], [thing("person", 0.9, 0.3 * i, 0.4, 0.3 * i + 0.1, 0.7) for i in range(3)], "three people",
-         "persons"),
+        (
+            [],
+            [thing("scissors", 0.9, 0.1, 0.1, 0.3, 0.3)],
+            "Scissors are in the upper left",
+            "a scissors",
+        ),
+        (
+            [],
+            [thing("person", 0.9, 0.3 * i, 0.4, 0.3 * i + 0.1, 0.7) for i in range(3)],
+            "Three people",
+            "persons",
+        ),
     ],
-)  # fmt: skip
+)
 def test_believing_and_naming(
     tags: list[Tag], objects: list[DetectedObject], expected: str, absent: str
 ) -> None:
@@ -330,9 +358,9 @@ def test_believing_and_naming(
 
 def test_colours_are_measured() -> None:
     car = thing("car", 0.9, 0.3, 0.3, 0.6, 0.8)
-    assert "a red car" in write(ask(LANDSCAPE, objects=[car]))
+    assert "A red car" in write(ask(LANDSCAPE, objects=[car]))
     blue = png(800, 500, SKY, (0, 0.5, 1, 1, GRASS), (0.3, 0.3, 0.6, 0.8, (30, 70, 190)))
-    assert "a blue car" in write(ask(blue, objects=[car]))
+    assert "A blue car" in write(ask(blue, objects=[car]))
     assert "black-and-white" in write(
         ask(png(300, 300, (128, 128, 128), (0, 0, 1, 0.3, (60, 60, 60))))
     )
@@ -359,5 +387,5 @@ def test_real_experts_on_a_close_up_of_a_cat() -> None:
     objects = NanoDet(NanoDet.Config(), 1)([photo], context)[0]
     assert "person" in {o.label for o in objects if o.score > 0.5}  # the detector is wrong here
     caption = write(ask(out.getvalue(), tags=tags, objects=objects))
-    assert "a brown cat filling most of the frame" in caption
+    assert "A brown cat fills most of this landscape-format picture." in caption
     assert "person" not in caption

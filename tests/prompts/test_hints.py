@@ -71,6 +71,17 @@ def test_rendered_hints_stay_inside_the_budget_and_above_the_thresholds(
     assert Hints.from_json(hints.to_json()) == hints
 
 
+def test_the_budget_pays_for_headings_too() -> None:
+    cat = DetectedObject("cat", 0.9, (0, 0, 1, 1))
+    for kind, item in [("tags", Tag("cat", 0.9)), ("objects", cat), ("alt_texts", "A cat"),
+                       ("text", line("CAT", 0, 0, 1, 1))]:  # fmt: skip
+        for max_chars in range(300):
+            hints = chosen(**{kind: [item]}, config=HintConfig(max_chars=max_chars))
+            for template in template_names():
+                assert len(render(template, hints)) - len(render(template, Hints())) <= max_chars
+        assert getattr(hints, kind)
+
+
 @settings(max_examples=80, deadline=None)
 @given(tags, objects, text, st.randoms(use_true_random=False))
 def test_hints_do_not_depend_on_input_order_or_global_random_state(
@@ -125,6 +136,15 @@ def test_reading_order_reads_headline_then_column_by_column() -> None:
     assert [found.text for found in reading_order(page)] == [
         "Headline", *(f"left {i}" for i in range(4)), *(f"right {i}" for i in range(4)), "Foot",
     ]  # fmt: skip
+
+
+def test_reading_order_of_skewed_lines_goes_down() -> None:
+    skewed = [
+        TextLine(str(i), 0.9, (0.2, 0.5 + 0.04 * i, 0.8, 0.56 + 0.04 * i, 0.8, 0.6 + 0.04 * i, 0.2,
+                               0.54 + 0.04 * i))
+        for i in range(4)
+    ]  # fmt: skip
+    assert [found.text for found in reading_order(skewed[::-1])] == ["0", "1", "2", "3"]
 
 
 @given(text)

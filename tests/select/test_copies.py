@@ -119,11 +119,17 @@ DISTINCT = {
 }
 
 
-@pytest.mark.parametrize("change", ["png", "jpeg_q30", "half", "mirror", "crop90_middle"])
-@pytest.mark.parametrize("name", DISTINCT)
+# A crop that cuts the page number away makes the two slides copies.
+CHANGED = [
+    (name, change)
+    for name in DISTINCT
+    for change in ("png", "jpeg_q30", "half", "mirror", "crop90_middle")
+    if (name, change) != ("page number of a slide", "crop90_middle")
+]
+
+
+@pytest.mark.parametrize(("name", "change"), CHANGED)
 def test_look_alikes_are_not_confirmed(name: str, change: str) -> None:
-    if (name, change) == ("page number of a slide", "crop90_middle"):
-        pytest.skip("the crop cuts the page number away: then it is a copy")
     image, other = DISTINCT[name]()
     verdict = is_near_exact(image, COPIES[change](other))
     assert not verdict.confirmed, verdict

@@ -1,0 +1,124 @@
+"""Sample cards: one sample with its picture, all its hints, its prompt and its caption."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fusion_pipeline.dataset.images import DecodeError
+from fusion_pipeline.dataset.layout import Dataset
+from fusion_pipeline.dataset.schemas import SAMPLES
+from fusion_pipeline.prompts.hints import Hints
+from fusion_pipeline.report.draw import Draw
+from fusion_pipeline.report.pictures import Mark, Picture, marks_of, read_picture
+
+LONG_SIDE = 640
+"""Pixels of a card's picture."""
+
+
+@dataclass(frozen=True)
+class Card:
+    key: str
+    picture: Picture | None
+    width: int
+    """Pixels of the original, upright."""
+    height: int
+    format: str
+    marks: tuple[Mark, ...]
+    hints: Hints
+    alt_texts: tuple[str, ...]
+    urls: tuple[str, ...]
+    input_rows: int
+    caption: str | None
+    outcome: str
+    """Why there is no caption: status and reason; empty when there is one."""
+    finish: str | None
+    prompt: str | None
+
+
+def make_cards(
+    pool: Dataset, selected: Dataset, prompts: str, captions: str, count: int, seed: int
+) -> list[Card]:
+    """Cards of up to `count` samples, drawn by key hash and spread over the clusters.
+
+    One shard's tables are in memory at a time; pictures are read one by one.
+    """
+    draw = Draw(count, seed)
+    for key, cluster in _clusters_of_selected(pool, selected):
+        draw.add(cluster, key)
+    keys = draw.keys()
+    found: dict[str, Card] = {}
+    for shard, samples in selected.iterate(SAMPLES) if keys else ():
+        places = [i for i, key in enumerate(samples["key"].to_pylist()) if key in set(keys)]
+        if places:
+            tables = [_read(selected, name, shard) for name in ("hints", prompts, captions)]
+            for place in places:
+                rows = [_row(table, place) for table in (samples, *tables)]
+                found[rows[0]["key"]] = _card(selected, shard, *rows)
+    return [found[key] for key in keys]
+
+
+def _clusters_of_selected(pool: Dataset, selected: Dataset) -> Iterator[tuple[str, str]]:
+    """(key, cluster) of each selected sample. Both datasets have one order: they are walked side
+    by side, so that no map of all keys is held. A sample the pool no longer has gets no cluster."""
+    chosen = (
+        (row["key"], str(row["cluster"]))
+        for _, table in pool.iterate("selection")
+        for row in table.filter(pc.equal(table["status"], "ok"))
+        .select(["key", "cluster"])
+        .to_pylist()
+    )
+    for _, samples in selected.iterate(SAMPLES):
+        for key in samples["key"].to_pylist():
+            yield key, next((cluster for other, cluster in chosen if other == key), "")
+
+
+def _read(dataset: Dataset, table: str, shard: int) -> pa.Table | None:
+    try:
+        return dataset.read_table(table, shard)[0]
+    except FileNotFoundError:
+        return None  # its step has not run for this shard yet
+
+
+def _row(table: pa.Table | None, place: int) -> dict[str, Any]:
+    if table is None:
+        return {"status": "pending", "reason": None}
+    row: dict[str, Any] = table.slice(place, 1).to_pylist()[0]
+    return row
+
+
+def _card(
+    dataset: Dataset,
+    shard: int,
+    sample: dict[str, Any],
+    hints: dict[str, Any],
+    prompt: dict[str, Any],
+    caption: dict[str, Any],
+) -> Card:
+    chosen = Hints.from_json(hints["hints"]) if hints["status"] == "ok" else Hints()
+    try:
+        picture = read_picture(dataset, shard, sample, LONG_SIDE)
+    except DecodeError:
+        picture = None
+    return Card(
+        key=sample["key"],
+        picture=picture,
+        width=sample["width"],
+        height=sample["height"],
+        format=sample["format"],
+        marks=tuple(marks_of(chosen, picture.width, picture.height)) if picture else (),
+        hints=chosen,
+        alt_texts=tuple(sample["alt_texts"]),
+        urls=tuple(sample["urls"]),
+        input_rows=len(sample["row_ids"]),
+        caption=caption.get("caption"),
+        outcome="" if caption["status"] == "ok" else _outcome(caption),
+        finish=caption.get("finish"),
+        prompt=prompt.get("prompt"),
+    )
+
+
+def _outcome(row: dict[str, Any]) -> str:
+    return f"{row['status']}: {row['reason']}" if row["reason"] else str(row["status"])

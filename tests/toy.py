@@ -1,0 +1,154 @@
+"""A cheap chain of three stages over made-up images, for tests of the engine.
+
+    python -m tests.toy FOLDER [--workers N] [--shards N] [--pause SECONDS]   runs it on Ray
+"""
+
+import argparse
+import hashlib
+import io
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+from PIL import Image
+
+from fusion_pipeline.dataset.fingerprints import Fingerprint, fingerprint
+from fusion_pipeline.dataset.images import inspect
+from fusion_pipeline.dataset.layout import Dataset
+from fusion_pipeline.dataset.lease import hold_lease
+from fusion_pipeline.dataset.rows import NotOk, Ok, Outcome, build_table
+from fusion_pipeline.dataset.samples import Sample, pack_samples, sample_key
+from fusion_pipeline.dataset.schemas import SAMPLES, SOURCES_SCHEMA
+from fusion_pipeline.engine.chain import Chain, run_in_process
+from fusion_pipeline.engine.shard import ShardResult, Step
+from fusion_pipeline.engine.stage import CPU_WORKER, Resources, ShardBlock, ShardContents
+
+ROWS = 6
+
+
+def png(shard: int, row: int) -> bytes:
+    sink = io.BytesIO()
+    Image.new("RGB", (8, 8), (shard % 256, row, 77)).save(sink, "PNG")
+    return sink.getvalue()
+
+
+@dataclass(frozen=True)
+class ToySource:
+    pause: float = 0.0
+    resources: Resources = CPU_WORKER
+    name = "toy-source"
+    version = 1
+
+    def settings(self) -> dict[str, object]:
+        return {"rows": ROWS}
+
+    def open_source(self) -> Callable[[int], ShardContents]:
+        return self.make
+
+    def make(self, shard: int) -> ShardContents:
+        time.sleep(self.pause)
+        samples, sources = [], []
+        for row in range(ROWS):
+            image = png(shard, row)
+            sample = Sample(sample_key(image), image, inspect(image))
+            sample.add_row(f"{shard}-{row}", f"text {row}", None)
+            samples.append(sample)
+            sources.append({"row_id": f"{shard}-{row}", "key": sample.key, "status": "ok",
+                            "reason": None, "source": "toy", "source_id": f"{shard}-{row}"})  # fmt: skip
+        tar, table = pack_samples(samples)
+        return ShardContents(tar, table, pa.Table.from_pylist(sources, schema=SOURCES_SCHEMA))
+
+
+@dataclass(frozen=True)
+class ToyStage:
+    """Hashes what it reads; every fifth row fails, unless `healed`."""
+
+    name: str
+    reads: tuple[str, ...] = ()
+    pause: float = 0.0
+    version: int = 1
+    setting: int = 0
+    healed_by: str | None = None
+    """A file; while it is missing, some rows fail."""
+    resources: Resources = CPU_WORKER
+    columns: Sequence[pa.Field] = (pa.field("value", pa.string()),)
+
+    def settings(self) -> dict[str, object]:
+        return {"setting": self.setting}
+
+    def revision(self) -> None:
+        return None
+
+    def open(self) -> Callable[[ShardBlock], pa.Table]:
+        return self.work
+
+    def work(self, block: ShardBlock) -> pa.Table:
+        time.sleep(self.pause)
+        upstream = [block.column(name, "value") for name in self.reads]
+        outcomes: list[Outcome] = []
+        for i, (key, image) in enumerate(zip(block.keys, block.images, strict=True)):
+            text = f"{self.name} {self.setting} {[u[i] for u in upstream]}".encode()
+            digest = hashlib.sha256(text + image).hexdigest()
+            sick = self.healed_by is not None and not Path(self.healed_by).exists()
+            if sick and int(key[:2], 16) % 5 == 0:
+                outcomes.append(NotOk("failed", "sick: on purpose"))
+            else:
+                outcomes.append(Ok({"value": digest}))
+        return build_table(block.keys, outcomes, self.columns)
+
+
+def toy_steps(
+    pause: float = 0.0, first: ToyStage | None = None, source: ToySource | None = None
+) -> tuple[Step, ...]:
+    stages = [
+        first or ToyStage("a", pause=pause),
+        ToyStage("b", ("a",), pause),
+        ToyStage("nested/c", ("a", "b"), pause),
+    ]
+    work = source or ToySource(pause)
+    made: dict[str, Fingerprint] = {SAMPLES: fingerprint("toy", 1, work.settings(), {})}
+    steps = [Step(work, made[SAMPLES], {})]
+    for stage in stages:
+        reads = {name: made[name] for name in (SAMPLES, *stage.reads)}
+        made[stage.name] = fingerprint(stage.name, stage.version, stage.settings(), reads)
+        steps.append(Step(stage, made[stage.name], reads))
+    return tuple(steps)
+
+
+def run_toy(
+    root: Path,
+    shards: Sequence[int],
+    steps: tuple[Step, ...],
+    run: Callable[..., object] = run_in_process,
+    retry_failed: bool = False,
+) -> list[ShardResult]:
+    dataset = Dataset.create(root)
+    with hold_lease(dataset.storage, "toy") as token:
+        dataset.clean_temporary()
+        chain = Chain(dataset, steps, token, retry_failed)
+        chain.check(write=True)
+        return list(run(chain, chain.pending(shards)))  # type: ignore[call-overload,no-any-return]
+
+
+def files_of(root: Path) -> dict[str, bytes]:
+    """Everything a reader sees: shards, tables, artifacts. No logs, lease or temporary files."""
+    kept = ("shards/", "tables/", "artifacts/")
+    every = (p for p in root.rglob("*") if p.is_file())
+    named = {str(p.relative_to(root)): p for p in every}
+    return {name: p.read_bytes() for name, p in sorted(named.items()) if name.startswith(kept)}
+
+
+if __name__ == "__main__":
+    from fusion_pipeline.engine.ray_pool import RayOptions, run_on_ray, start_ray, stop_ray
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("root", type=Path)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--shards", type=int, default=40)
+    parser.add_argument("--pause", type=float, default=0.0)
+    options = parser.parse_args()
+    start_ray(RayOptions(cpus=options.workers))
+    run_toy(options.root, range(options.shards), toy_steps(options.pause), run_on_ray)
+    stop_ray()
