@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from rapidfuzz.distance import Levenshtein
 
+from fusion_pipeline.dataset.evidence import Box, text_from
 from fusion_pipeline.dataset.layout import Dataset
 from fusion_pipeline.dataset.schemas import typed
 from fusion_pipeline.select.dedup import greedy
@@ -97,6 +99,59 @@ def score_copies(pool: Dataset, truth: Truth) -> CopyScore:
 def _selection(pool: Dataset) -> Iterator[Row]:
     for _, table in pool.iterate("selection"):
         yield from (row for row in table.to_pylist() if row["same_as"])
+
+
+@dataclass
+class TextScore:
+    """Rendered lines of 12 to 64 px against what the OCR expert read."""
+
+    lines: int = 0
+    read: int = 0
+    """Lines with a character error of at most 5 %."""
+    missed: list[str] = field(default_factory=list)
+
+
+def score_text(selected: Dataset, pool: Dataset, truth: Truth, table: str) -> TextScore:
+    samples = truth.by_sample(pool)
+    score = TextScore()
+    for _, found in selected.iterate(table):
+        for row in found.to_pylist():
+            planted = samples[row["key"]]
+            width, height = planted["upright_size"]
+            lines = [
+                (line.text, _scaled(line.box, width, height)) for line in text_from(row["text"])
+            ]
+            for line in planted["texts"]:
+                if not 12 <= line["px"] <= 64:
+                    continue
+                score.lines += 1
+                got = _read_at(line["box"], lines)
+                if Levenshtein.normalized_distance(_plain(line["text"]), _plain(got)) <= 0.05:
+                    score.read += 1
+                else:
+                    score.missed.append(f"{line['px']} px {line['text']!r} read as {got!r}")
+    return score
+
+
+def _scaled(box: Box, width: int, height: int) -> Box:
+    return box[0] * width, box[1] * height, box[2] * width, box[3] * height
+
+
+def _plain(text: str) -> str:
+    """Without white space: where a word ends is layout, and no character."""
+    return "".join(text.split())
+
+
+def _read_at(box: Sequence[float], lines: Sequence[tuple[str, Box]]) -> str:
+    """What was read where a line stands: the pieces on its height, from left to right."""
+    x1, y1, x2, y2 = box
+    pieces = []
+    for text, (left, top, right, bottom) in lines:
+        shared_height = min(y2, bottom) - max(y1, top)
+        shared_width = min(x2, right) - max(x1, left)
+        if shared_height > 0.5 * min(y2 - y1, bottom - top) and shared_width > 0.5 * (right - left):
+            pieces.append((left, text))
+    return " ".join(text for _, text in sorted(pieces))
 
 
 @dataclass(frozen=True)

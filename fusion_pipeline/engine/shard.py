@@ -4,6 +4,7 @@ A plain loop can call it, and so do Ray workers; every guarantee about tables is
 """
 
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -168,11 +169,18 @@ def _work(
         table = open_worker()(block)
     except Exception as error:  # whatever a stage raises is its own defect: name it, stop
         raise StageError(
-            f"stage {stage.name!r} broke on shard {shard}: {type(error).__name__}: {error}"
+            f"stage {stage.name!r} broke on shard {shard}: {type(error).__name__}: {error} "
+            f"(raised {_place(error)})"
         ) from error
     if table["key"].to_pylist() != block.keys:
         raise StageError(f"stage {stage.name!r} returned other rows than it got (shard {shard})")
     return table.select(schema.names).cast(schema)
+
+
+def _place(error: BaseException) -> str:
+    """File and line an exception was raised at."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"at {frame.filename}:{frame.lineno}"
 
 
 def _splice(

@@ -9,7 +9,8 @@ class Draw:
     """Draws up to `size` keys from a stream of any length.
 
     The result depends on the set of (stratum, key) pairs and on the seed, not on their order.
-    Every stratum is drawn from before any is drawn from again. Memory: O(size * size) keys.
+    Every stratum is drawn from before any is drawn from again; of more strata than places, some
+    are left out. A key may lie in several strata and is drawn once. Memory: O(size * size) keys.
     """
 
     def __init__(self, size: int, seed: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup
 from PIL import Image
 
-from fusion_pipeline.dataset.evidence import Box
+from fusion_pipeline.dataset.evidence import Box, TextLine
 from fusion_pipeline.dataset.images import decode
 from fusion_pipeline.dataset.layout import Dataset
 from fusion_pipeline.prompts.hints import Hints
@@ -62,18 +62,18 @@ class Mark:
 
 def marks_of(hints: Hints, width: int, height: int) -> list[Mark]:
     """Objects first, then text lines; a text line's label is its place in reading order, from 1."""
-    regions: list[tuple[str, str, float, tuple[float, ...], Box]] = []
+    marks: list[Mark] = []
+    taken: list[tuple[float, float]] = []
     for found in hints.objects:
         x1, y1, x2, y2 = found.box
-        corners = (x1, y1, x2, y1, x2, y2, x1, y2)
-        regions.append(("objects", found.label, found.score, corners, found.box))
+        points = _points((x1, y1, x2, y1, x2, y2, x1, y2), width, height)
+        anchor = _object_anchor(found.box, width, height, taken)
+        marks.append(Mark("objects", found.label, found.score, points, anchor))
     for place, line in enumerate(hints.text, start=1):
-        regions.append(("text", str(place), line.score, line.quad, line.box))
-    marks = []
-    taken: list[tuple[float, float]] = []
-    for kind, label, score, corners, box in regions:
-        points = _points(corners, width, height)
-        marks.append(Mark(kind, label, score, points, _anchor(box, width, height, taken)))
+        points = _points(line.quad, width, height)
+        marks.append(
+            Mark("text", str(place), line.score, points, _text_anchor(line, width, height))
+        )
     return marks
 
 
@@ -84,19 +84,28 @@ def _points(corners: tuple[float, ...], width: int, height: int) -> str:
 
 _LABEL_HEIGHT = 22
 _LABEL_WIDTH = 60
-"""Room that a label needs, in pixels of the picture."""
+"""Room that an object's label needs, in pixels of the picture."""
 
 
-def _anchor(box: Box, width: int, height: int, taken: list[tuple[float, float]]) -> str:
-    """Where a label goes so that it stays in the picture: at the right end of a box that lies at
-    the right, inside a box that reaches the top. Of the places left, the first that is free."""
+def _text_anchor(line: TextLine, width: int, height: int) -> str:
+    """Before the line, where it hides no other one, or inside it at the picture's left edge."""
+    x, y = line.quad[:2]
+    across = f"right:{1 - x:.2%}" if x * width >= _LABEL_HEIGHT else f"left:{x:.2%}"
+    return f"{across};top:{min(y, 1 - _LABEL_HEIGHT / height):.2%}"
+
+
+def _object_anchor(box: Box, width: int, height: int, taken: list[tuple[float, float]]) -> str:
+    """Where a label goes so that it stays in the picture: at an end of the box from which its
+    width (at most 40 %, by the style) fits, and inside a box that reaches the top. Of these places
+    the first that is free."""
     x1, y1, x2, y2 = box
-    left, right = (f"left:{x1:.2%}", x1), (f"right:{1 - x2:.2%}", x2)
-    across = (left, right) if x1 <= 0.6 else (right, left)
+    across = [(f"left:{x1:.2%}", x1)] if x1 <= 0.6 else []
+    if x2 >= 0.4:
+        across.append((f"right:{1 - x2:.2%}", x2 - _LABEL_WIDTH / width))
     above = (f"bottom:{1 - y1:.2%}", y1 - _LABEL_HEIGHT / height)
     inside, below = (f"top:{y1:.2%}", y1), (f"bottom:{1 - y2:.2%}", y2 - _LABEL_HEIGHT / height)
     down = (above, inside, below) if above[1] >= 0 else (inside, below)
-    places = [(f"{h};{v}", (x, y)) for v, y in down for h, x in across[: 1 if x1 > 0.6 else 2]]
+    places = [(f"{h};{v}", (x, y)) for v, y in down for h, x in across]
     for css, (x, y) in places:
         if all(
             abs(x - a) * width > _LABEL_WIDTH or abs(y - b) * height > _LABEL_HEIGHT / 2

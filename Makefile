@@ -1,0 +1,53 @@
+# The two commands of the README. Each does all of its own set-up in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := runs/quickstart
+# pip has its own setting for a folder of wheels; the installer used here is told of it.
+INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode \
+	$(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS))
+
+.PHONY: quickstart test lint lock clean
+
+quickstart: $(VENV)/.quickstart runs/demo-data/truth.json
+	$(BIN)/fusion run configs/quickstart.yaml
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+runs/demo-data/truth.json: | $(VENV)/.quickstart
+	$(BIN)/fusion demo-data runs/demo-data
+
+$(VENV)/.build: requirements/build.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --require-hashes --no-deps -r requirements/build.txt
+	touch $@
+
+$(VENV)/.quickstart: requirements/quickstart.txt pyproject.toml | $(VENV)/.build
+	$(INSTALL) --require-hashes --no-deps -r requirements/quickstart.txt
+	$(INSTALL) --no-deps --no-build-isolation --editable .
+	touch $@
+
+$(VENV)/.dev: requirements/dev.txt $(VENV)/.quickstart
+	$(INSTALL) --require-hashes --no-deps -r requirements/dev.txt
+	touch $@
+
+# Pin everything anew. Hashes, no addresses; one resolution, so that the two sets agree.
+COMPILE := $(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --no-emit-index-url \
+	--no-emit-find-links --python-version 3.11 --python-platform x86_64-unknown-linux-gnu \
+	--custom-compile-command "make lock" --upgrade
+lock: $(VENV)/.build
+	$(COMPILE) requirements/build.in -o requirements/build.txt
+	$(COMPILE) pyproject.toml --extra faiss-cpu --extra demo --extra s3 --extra dev \
+		-o requirements/dev.txt
+	$(COMPILE) pyproject.toml --extra faiss-cpu --extra demo -c requirements/dev.txt \
+		-o requirements/quickstart.txt
+
+clean:
+	rm -rf $(VENV) $(RUN) runs/demo-data
