@@ -196,10 +196,9 @@ class Canvas:
     ) -> Box:
         """Write one line and note it; return its ink box. `anchor` is Pillow's.
 
-        With `width` (pixels) the line is made smaller until it fits.
-        Raises ValueError where it doesn't fit at `MIN_PX`.
+        With `width` (pixels) the line is made smaller, then shorter, until it fits.
         """
-        px = fitted(text, face, px, width)
+        text, px = fitted(text, face, px, width)
         shape = font(face, px)
         place = (round(at[0]), round(at[1]))
         box = _ink(text, shape, place, anchor)
@@ -247,15 +246,16 @@ def _ink(text: str, shape: ImageFont.FreeTypeFont, at: tuple[int, int], anchor: 
     return (found[0] + left, found[1] + top, found[2] + left, found[3] + top)
 
 
-def fitted(text: str, face: str, px: int, width: float | None) -> int:
-    """The largest em size up to `px` at which `text` is at most `width` pixels wide."""
+def fitted(text: str, face: str, px: int, width: float | None) -> tuple[str, int]:
+    """`text` and the largest em size up to `px` at which it is at most `width` pixels wide; at
+    `MIN_PX`, without the last words where it is still too wide."""
     if width is None:
-        return px
-    while font(face, px).getlength(text) > width:
+        return text, px
+    while px > MIN_PX and font(face, px).getlength(text) > width:
         px -= 1
-        if px < MIN_PX:
-            raise ValueError(f"{text!r} does not fit in {width:.0f} px at {MIN_PX} px")
-    return px
+    while " " in text and font(face, px).getlength(text) > width:
+        text = text.rsplit(" ", 1)[0].rstrip(" -,:")
+    return text, px
 
 
 def wrapped(text: str, face: str, px: int, width: float) -> list[str]:

@@ -1,11 +1,11 @@
 """A chain of steps over one dataset: what is pending, and running it shard by shard in a loop."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 from fusion_pipeline.dataset.layout import Dataset
 from fusion_pipeline.dataset.schemas import SOURCES
-from fusion_pipeline.engine.shard import ShardResult, Step, make_shard, run_stage
+from fusion_pipeline.engine.shard import ShardResult, Step, broken, make_shard, run_stage
 from fusion_pipeline.engine.stage import Resources, ShardImages, ShardMaker, Source, Worker
 
 
@@ -30,7 +30,7 @@ class Chain:
                 cut[-1].append(step)
             else:
                 cut.append([step])
-        return [Chain(self.dataset, tuple(s), self.token, self.retry_failed) for s in cut]
+        return [replace(self, steps=tuple(steps)) for steps in cut]
 
     @property
     def resources(self) -> Resources:
@@ -46,15 +46,25 @@ class Chain:
             if isinstance(step.work, Source):
                 act(SOURCES, step.made_by)
 
-    def pending(self, shards: Sequence[int]) -> list[int]:
-        """Those of the shards for which a step has something to do, in order."""
-        found: set[int] = set()
+    def pending(self, shards: Sequence[int]) -> dict[str, list[int]]:
+        """For each table with something to do its shards, in order; by listing, O(shards)."""
+        found: dict[str, list[int]] = {}
+        retry = False
         for step in self.steps:
             done = self.dataset.shards_of(step.table)
-            found.update(shard for shard in shards if shard not in done)
+            todo = [shard for shard in shards if shard not in done]
             if self.retry_failed and not isinstance(step.work, Source):
-                found.update(s for s in shards if s in done and self._has_failures(step, s))
-        return sorted(found)
+                # What hangs on a retried table is looked at again, too.
+                retry = retry or any(self._has_failures(step, s) for s in shards if s in done)
+                todo = list(shards) if retry else todo
+            if todo:
+                found[step.table] = todo
+        return found
+
+    def reduced(self, tables: Container[str]) -> "Chain":
+        """The steps of these tables alone: the others' models need not be loaded."""
+        steps = tuple(step for step in self.steps if step.table in tables)
+        return replace(self, steps=steps)
 
     def _has_failures(self, step: Step, shard: int) -> bool:
         return any(
@@ -88,6 +98,14 @@ class ChainRunner:
                 if result is not None:
                     yield result
 
+    def open_all(self) -> None:
+        """Load every model now, not at the first shard. Raises StageError."""
+        for step in self.chain.steps:
+            try:
+                self._maker(step) if isinstance(step.work, Source) else self._opener(step)()
+            except Exception as error:  # whatever a model raises: name the stage, stop
+                raise broken(step.work.name, "could not be opened", error) from error
+
     def _maker(self, step: Step) -> ShardMaker:
         assert isinstance(step.work, Source)
         if step.table not in self._makers:
@@ -107,5 +125,6 @@ class ChainRunner:
 def run_in_process(chain: Chain, shards: Sequence[int]) -> Iterator[ShardResult]:
     """The plain loop: every step of every shard, one after the other, without Ray."""
     runner = ChainRunner(chain)
+    runner.open_all()
     for shard in shards:
         yield from runner.run(shard)

@@ -40,8 +40,15 @@ class _PoolWorker:
 
     def __init__(self, chain: Chain) -> None:
         self._runner = ChainRunner(chain)
+        self._broken: StageError | None = None
+        try:
+            self._runner.open_all()
+        except StageError as error:
+            self._broken = error  # raised by the first task: an actor that dies at birth is retried
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
+        if self._broken is not None:
+            raise self._broken
         block = block.select(_ROW.names).cast(_ROW)
         for row in block.to_pylist():
             if row["step"] is not None:
@@ -186,6 +193,8 @@ def _configure_ray_data() -> None:
     context.enable_progress_bars = False  # ours shows stages and samples
     context.print_on_execution_start = False
     context.target_max_block_size = 1  # each result is a block of its own: it streams at once
+    # By default a worker waits, up to 0.1 s a shard, until the driver has taken its last results.
+    context._max_num_blocks_in_streaming_gen_buffer = 64
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 

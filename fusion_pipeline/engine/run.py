@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 
@@ -71,6 +71,8 @@ class RunLog:
         self._storage = storage
         self._path = f"runs/{run}/shards.jsonl"
         self._lines: list[str] = []
+        if storage.exists(self._path):  # an earlier chain of the same run
+            self._lines = storage.read(self._path).decode().splitlines()
         self._flushed = time.monotonic()
 
     def add(self, result: ShardResult) -> None:
@@ -122,13 +124,13 @@ def progress_bars(console: Console) -> Iterator[Progress]:
 
 def drive(
     chain: Chain,
-    shards: Sequence[int],
+    pending: Mapping[str, Sequence[int]],
     run: Callable[[Chain, Sequence[int]], Iterable[ShardResult]],
     log: RunLog,
     fuse: Fuse,
     console: Console,
 ) -> int:
-    """Run the pending shards of a chain; returns the number of tables committed.
+    """Run what is pending of a chain (`Chain.pending`); returns the number of tables committed.
 
     Raises StageError (FuseError among them). What was committed before stays.
     """
@@ -137,9 +139,11 @@ def drive(
     started = time.monotonic()
     with progress_bars(console) as progress, log:
         tasks: dict[str, TaskID] = {}
+        chain = chain.reduced(pending)
+        shards = sorted({shard for todo in pending.values() for shard in todo})
         for step in chain.steps:
             tasks[step.work.name] = progress.add_task(
-                step.work.name, total=len(_missing(chain, step.table, shards)), samples=0, rate=""
+                step.work.name, total=len(pending[step.table]), samples=0, rate=""
             )
         for result in run(chain, shards):
             committed += 1
@@ -150,10 +154,3 @@ def drive(
             progress.update(task.id, advance=1, samples=samples, rate=rate)
             counter.add(result)
     return committed
-
-
-def _missing(chain: Chain, table: str, shards: Sequence[int]) -> list[int]:
-    if chain.retry_failed:
-        return list(shards)
-    done = chain.dataset.shards_of(table)
-    return [shard for shard in shards if shard not in done]

@@ -25,6 +25,15 @@ class StageError(FusionError):
     """A stage is broken (not one of its samples): the run stops."""
 
 
+def broken(stage: str, what: str, error: BaseException) -> StageError:
+    """An error that names the stage, the cause, and the line that raised it."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return StageError(
+        f"stage {stage!r} {what}: {type(error).__name__}: {error} "
+        f"(raised at {frame.filename}:{frame.lineno})"
+    )
+
+
 @dataclass(frozen=True)
 class Step:
     """A stage or source together with its place in the dataset's lineage."""
@@ -168,19 +177,10 @@ def _work(
     try:
         table = open_worker()(block)
     except Exception as error:  # whatever a stage raises is its own defect: name it, stop
-        raise StageError(
-            f"stage {stage.name!r} broke on shard {shard}: {type(error).__name__}: {error} "
-            f"(raised {_place(error)})"
-        ) from error
+        raise broken(stage.name, f"broke on shard {shard}", error) from error
     if table["key"].to_pylist() != block.keys:
         raise StageError(f"stage {stage.name!r} returned other rows than it got (shard {shard})")
     return table.select(schema.names).cast(schema)
-
-
-def _place(error: BaseException) -> str:
-    """File and line an exception was raised at."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"at {frame.filename}:{frame.lineno}"
 
 
 def _splice(

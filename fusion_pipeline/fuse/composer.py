@@ -5,7 +5,6 @@ what nobody saw: counts and places come from boxes, colours from pixels, texts f
 lines, names from tags and boxes. It is the offline baseline for engines that look for themselves.
 """
 
-import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -47,12 +46,7 @@ class Measured:
     share: float = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class AltText:
-    text: str
-
-
-Item = Tag | DetectedObject | TextLine | Measured | AltText
+Item = Tag | DetectedObject | TextLine | Measured | str  # a string is an alt text
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,88 +81,49 @@ class Composer:
 
     def statements(self, request: base.CaptionRequest) -> list[Statement]:
         """The caption's sentences in order. Raises DecodeError when the image is unusable."""
-        image = _shrink(decode(request.image, min_short_edge=64))
-        colours, config = _name_colours(image), self._config
-        objects = _objects(request, config)
-        scene = _scene_tags(request, config, objects)
-        for thing in objects:
-            _paint(thing, colours)
-        lines = [TextLine(clean(line.text, 500), line.score, line.quad) for line in request.text
-                 if round(line.score, 4) >= config.text_threshold]  # fmt: skip
-        lines = [line for line in lines if any(map(str.isalnum, line.text))]
-        picture, frame = _frame(request, image)
-        opening = _objects_sentences(objects, picture, frame)
-        of, items = ("", []) if opening else (f" of {picture}", frame)
-        filled = any(_fills(thing) for thing in objects)
-        looks = [_colour_sentence(colours, filled, of, items)]
-        return [*opening, *_tag_sentence(scene), *looks, *_text_sentences(reading_order(lines))]
-
-
-# --- words ---------------------------------------------------------------------------------------
+        colours = _name_colours(decode(request.image, min_short_edge=96))
+        things = _things(request, self._config)
+        cleaned = [TextLine(clean(t.text, 500), t.score, t.quad) for t in request.text]
+        sure = [t for t in cleaned if round(t.score, 4) >= self._config.text_threshold]
+        fewest = 2 if len(sure) < 3 else 1  # a lone letter is mostly a shape that looks like one
+        lines = reading_order([t for t in sure if sum(map(str.isalnum, t.text)) >= fewest])
+        return [*_say_things(things), _say_look(request, colours, things), *_say_text(lines)]
 
 
 def _table(text: str) -> dict[str, str]:
-    """Lines of `name: word word` as {word: name}."""
-    rows = (line.split(":") for line in text.strip().splitlines())
+    """ "name: word word; name: word" as {word: name}."""
+    rows = (row.split(":") for row in text.split(";"))
     return {word: name.strip() for name, words in rows for word in words.split()}
 
 
-# Last words of labels, by what detectors call the thing: "golden retriever" is a dog.
-_KIND_OF = _table("""
-    cat: cat kitten tabby
-    dog: dog puppy terrier hound foxhound wolfhound deerhound coonhound bloodhound retriever spaniel
-    dog: setter shepherd sheepdog collie poodle schnauzer corgi husky malamute bulldog boxer mastiff
-    dog: pug beagle chihuahua basset whippet greyhound weimaraner vizsla rottweiler doberman samoyed
-    bird: bird cock hen finch goldfinch robin jay magpie eagle owl vulture macaw goose swan stork
-    bird: flamingo heron egret pelican penguin peacock
-    horse: horse pony sorrel
-    sheep: sheep lamb ram bighorn
-    cow: cow ox bull
-    bear: bear
-    car: car cab convertible limousine jeep minivan
-    cup: cup mug espresso
-    boat: boat canoe yawl schooner gondola catamaran
-    airplane: airplane airliner warplane
-    motorcycle: motorcycle motorbike moped scooter
-    tv: tv television monitor
-    bicycle: bicycle bike
-    truck: truck pickup
-""")
-_ANIMALS = {"cat", "dog", "bird", "horse", "sheep", "cow", "bear", "elephant", "zebra", "giraffe",
-            "lion", "tiger", "leopard", "monkey", "gorilla", "chimpanzee", "baboon"}  # fmt: skip
-_COLOURABLE = {*_ANIMALS, "car", "boat", "airplane", "bus", "truck", "train", "couch", "umbrella",
-               "suitcase", "backpack", "surfboard"}  # fmt: skip
-# What a tagger trained on photos calls pages, slides and screens.
-_PAPER = {"web site", "envelope", "book jacket", "menu", "packet", "comic book", "screen"}
-_PLURALS = {"person": "people", "man": "men", "woman": "women", "child": "children",
-            "mouse": "mice", "knife": "knives", "sheep": "sheep", "skis": "skis"}  # fmt: skip
-_NATIONS = re.compile(r"\b(american|egyptian|english|french|german|irish|persian|siamese)\b")
-_NUMBERS = "no one two three four five six seven eight nine".split()
+# Last words of labels, by what a detector calls the thing: a golden retriever is a dog.
+_KIND_OF = _table("""cat: kitten tabby; dog: puppy terrier hound foxhound coonhound retriever
+    spaniel setter shepherd sheepdog collie poodle schnauzer corgi husky malamute bulldog mastiff
+    pug beagle chihuahua; bird: hen finch goldfinch robin jay magpie eagle owl vulture macaw goose
+    swan stork flamingo heron egret pelican penguin; horse: sorrel; sheep: ram; tv: television;
+    car: cab convertible limousine jeep; cup: mug espresso; boat: canoe yawl; airplane: airliner""")
+_ANIMALS = _table("""animal: cat dog bird horse sheep cow bear elephant zebra giraffe lion tiger
+    leopard monkey gorilla chimpanzee""").keys()
+# What a tagger trained on photos calls pages, slides and signs.
+_PAPER = ("web site", "envelope", "book jacket", "menu", "packet", "comic book", "scoreboard")
+_PLURAL_OF = {"person": "people", "man": "men", "woman": "women", "child": "children",
+              "mouse": "mice", "knife": "knives", "sheep": "sheep"}  # fmt: skip
+_NUMBERS = _table("one:1; two:2; three:3; four:4; five:5; six:6; seven:7; eight:8; nine:9")
+_COLOUR_OF = _table("""black: 0c0c0c 1e1e1e; dark grey: 3c3c3c 555555; grey: 808080 999999;
+    light grey: b8b8b8 d0d0d0; white: ececec ffffff; red: c81e1e e63c32; dark red: 781419;
+    pink: f0aabe e66ea0; orange: f08c1e e67832; brown: 6e411e 8c5f3c 503728 8c4128;
+    beige: e1cdaa c8af8c; yellow: f5dc32 ffff00; olive green: 6e6928; green: 328c3c 5aaa46 00c800;
+    dark green: 19461e; light green: aadc96; teal: 148282; light blue: 96c8eb 78aadc;
+    blue: 285ac8 4682be 0000ff; dark blue: 0f1e50 1e3c78; purple: 6e3296 961e96 bea0dc""")
+Colours = npt.NDArray[np.str_]
+Support = dict[str, list[Tag | str]]
+"""What names each kind of thing besides boxes: tags, best first, then alt texts."""
 
 
 def _kind(label: str) -> str:
     """What two names must share to agree: "golden retriever" is a dog, "sports ball" a ball."""
     last = label.split(" ")[-1]
     return label if label in ("hot dog", "teddy bear", "sea lion") else _KIND_OF.get(last, last)
-
-
-def _number(count: int) -> str:
-    return _NUMBERS[count] if count < len(_NUMBERS) else str(count)
-
-
-def _is_plural(name: str) -> bool:
-    """Plural even when one: "scissors", "sunglasses"."""
-    return re.search(r"[^sui]s$", name) is not None
-
-
-def _noun(name: str, count: int) -> str:
-    """ "an orange cat", "scissors", "three people"."""
-    if count == 1:
-        article = "an " if re.match(r"(?i)(?!uni|use|eu|one)[aeiou]", name) else "a "
-        return name if _is_plural(name) else article + name
-    start, space, last = name.rpartition(" ")
-    ending = "" if _is_plural(last) else "es" if last.endswith(("s", "x", "ch", "sh")) else "s"
-    return f"{_number(count)} {start}{space}{_PLURALS.get(last, last + ending)}"
 
 
 def _join(parts: Sequence[str]) -> str:
@@ -182,6 +137,8 @@ def _sentence(text: str, evidence: Iterable[Item]) -> Statement:
 
 def _place(box: Box) -> str:
     """ "in the upper left", "at the bottom"; a side is named when the box keeps to it."""
+    if area(box) > 0.7:
+        return "filling most of the frame"
     x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
     across = "" if box[2] - box[0] > 0.6 else ("left", "", "right")[(x > 0.38) + (x > 0.62)]
     down = "" if box[3] - box[1] > 0.6 else ("upper", "", "lower")[(y > 0.38) + (y > 0.62)]
@@ -190,29 +147,149 @@ def _place(box: Box) -> str:
     return {"upper": "at the top", "lower": "at the bottom", "": "in the middle"}[down]
 
 
-# --- colours -------------------------------------------------------------------------------------
+@dataclass(slots=True)
+class _Thing:
+    """Things of one name and what grounds them; without a box when only a tag names it."""
 
-_COLOUR_OF = _table("""
-    black: 0c0c0c 1e1e1e
-    dark grey: 3c3c3c 555555
-    grey: 808080 999999
-    light grey: b8b8b8 d0d0d0
-    white: ececec ffffff
-    red: c81e1e e63c32
-    dark red: 781419
-    pink: f0aabe e66ea0
-    orange: f08c1e e67832
-    brown: 6e411e 8c5f3c 503728 8c4128
-    beige: e1cdaa c8af8c
-    yellow: f5dc32 ffff00
-    green: 328c3c 5aaa46 00c800 6e6928
-    dark green: 19461e
-    light green: aadc96
-    teal: 148282
-    light blue: 96c8eb 78aadc
-    blue: 285ac8 4682be 0000ff
-    dark blue: 0f1e50 1e3c78
-    purple: 6e3296 961e96 bea0dc
-""")
-ColourMap = npt.NDArray[np.str_]
-"""The name of the nearest colour at each pixel of a small copy of the image, [h, w]."""
+    name: str
+    boxes: list[Box] = field(default_factory=list)
+    evidence: list[Item] = field(default_factory=list)
+
+    def phrase(self) -> str:
+        """ "an umbrella on the left", "three people (one at the top and two on the right)"."""
+        count, (start, space, last) = len(self.boxes), self.name.rpartition(" ")
+        article = "an " if re.match(r"(?i)(?!uni|use|eu|one)[aeiou]", self.name) else "a "
+        is_plural = re.search(r"([^sui]s|skis)$", last)
+        noun = self.name if is_plural else article + self.name
+        if count > 1:
+            ending = "" if is_plural else "es" if re.search("(s|x|ch|sh)$", last) else "s"
+            last = _PLURAL_OF.get(last, last + ending)
+            noun = f"{_NUMBERS.get(str(count), count)} {start}{space}{last}"
+        places = Counter(_place(box) for box in sorted(self.boxes))
+        counted = [f"{_NUMBERS.get(str(n), n)} {place}" for place, n in places.items()]
+        return f"{noun} ({_join(counted)})" if len(places) > 1 else " ".join([noun, *places])
+
+
+def _support(request: base.CaptionRequest) -> Support:
+    found: Support = defaultdict(list)
+    for tag in sorted(request.tags, key=lambda t: (-t.score, t.label)):
+        found[_kind(tag.label)].append(tag)
+    for alt in request.alt_texts:
+        for word in re.findall("[a-z]+", alt[:500].lower()):
+            for kind in {_kind(word), _kind(word.removesuffix("s"))}:
+                found[kind].append(alt)
+    return found
+
+
+def _objects(
+    request: base.CaptionRequest, support: Support, config: ComposerConfig
+) -> list[tuple[DetectedObject, str]]:
+    """Believed objects with their kinds, largest first; of boxes over one thing the surest counts.
+
+    Agreement lowers the bar. Small detectors take close-ups of animals for people: where the tagger
+    is sure of an animal without a smaller box of its own, a person who fills the frame is that.
+    """
+    smaller = {_kind(found.label) for found in request.objects if area(found.box) <= 0.5}
+    tagged = {k: sum(t.score for t in support[k] if isinstance(t, Tag)) for k in _ANIMALS - smaller}
+    close_up = [kind for kind in sorted(tagged) if tagged[kind] >= config.tag_threshold]
+    believed = []
+    for found in sorted(request.objects, key=lambda o: (-o.score, o.label, o.box)):
+        kind = _kind(found.label)
+        if close_up and area(found.box) > 0.5 and kind in {"person", *_ANIMALS}:
+            kind = close_up[0]
+        agreed = sum(item.score if isinstance(item, Tag) else 1 for item in support[kind]) >= 0.2
+        least = config.agreed_threshold if agreed else config.object_threshold
+        if round(found.score, 4) >= least:
+            believed.append((found, kind))
+    corners = [(x1, y1, x2 - x1, y2 - y1) for x1, y1, x2, y2 in (o.box for o, _ in believed)]
+    kept = cv2.dnn.NMSBoxes(corners, [found.score for found, _ in believed], 0, 0.6)
+    return sorted((believed[i] for i in kept), key=lambda b: (-area(b[0].box), b[0].box, b[1]))
+
+
+def _things(request: base.CaptionRequest, config: ComposerConfig) -> list[_Thing]:
+    """Believed objects by name, largest first, then believed tags that name something else.
+
+    A sure tag gives a single object its finer name: "golden retriever" for "dog".
+    """
+    support, things = _support(request), dict[str, _Thing]()
+    objects = _objects(request, support, config)
+    count = Counter(kind for _, kind in objects)
+    for found, kind in objects:
+        finer = _tagged(support[kind], config.species_threshold) if count[kind] == 1 else ""
+        name = finer or (found.label if kind == _kind(found.label) else kind)
+        thing = things.setdefault(name, _Thing(clean(name, MAX_LABEL_CHARS)))
+        thing.boxes.append(found.box)
+        thing.evidence += [found, *support[kind]]
+    for kind, items in support.items():
+        least = config.agreed_threshold if str in map(type, items) else config.tag_threshold
+        name = _tagged(items, config.species_threshold) or (_tagged(items, least) and kind)
+        if name and kind not in count:
+            things[name] = _Thing(clean(name, MAX_LABEL_CHARS), [], [*items])
+    return [thing for thing in things.values() if thing.name]
+
+
+def _tagged(support: Sequence[Item], least: float) -> str:
+    """The label of the best tag when it has at least that score, else nothing."""
+    tags = [item for item in support if isinstance(item, Tag) and item.label not in _PAPER]
+    return tags[0].label if tags and round(tags[0].score, 4) >= least else ""
+
+
+def _name_colours(image: RGB) -> Colours:
+    """The name of the nearest colour, in CIELAB, at each pixel of a copy of 96 x 96, [96, 96]."""
+    small = cv2.resize(image, (96, 96), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+    known = np.array([[list(bytes.fromhex(code)) for code in _COLOUR_OF]], np.float32) / 255
+    pixels, codes = (cv2.cvtColor(part, cv2.COLOR_RGB2LAB) for part in (small, known))
+    distance = np.linalg.norm(pixels[:, :, None] - codes, axis=-1)
+    names: Colours = np.array(list(_COLOUR_OF.values()))[distance.argmin(axis=-1)]
+    return names
+
+
+def _shares(region: Colours, what: str, least: float) -> list[Measured]:
+    """Colours of a region with at least that share, largest first."""
+    counts = Counter(sorted(region.ravel().tolist())).most_common()
+    found = [Measured(what, name, round(count / region.size, 3)) for name, count in counts]
+    return [measured for measured in found if measured.share >= least]
+
+
+def _say_things(things: Sequence[_Thing]) -> list[Statement]:
+    """The largest thing, then the others, up to four a sentence."""
+    sentences: list[Statement] = []
+    for part in filter(None, [things[:1], *(things[i : i + 4] for i in range(1, len(things), 4))]):
+        lead = "also in view" if sentences else "there"
+        names = [thing.phrase() for thing in part]
+        be = "is" if not part[1:] and names[0].startswith(("a ", "an ")) else "are"
+        evidence = [item for thing in part for item in thing.evidence]
+        sentences.append(_sentence(f"{lead} {be} {_join(names)}", evidence))
+    return sentences
+
+
+def _say_look(request: base.CaptionRequest, colours: Colours, things: list[_Thing]) -> Statement:
+    """Format and colours: one background, else two bands, else the main colours."""
+    ratio = request.width / request.height
+    shape = "portrait-format" if ratio < 0.95 else "square" if ratio < 1.05 else "landscape-format"
+    picture, size = f"this {shape} picture", Measured("size", f"{request.width} x {request.height}")
+    rim = np.concatenate([colours[[0, -1]].ravel(), colours[:, [0, -1]].ravel()])
+    ground, whole = _shares(rim, "rim", 0.9), _shares(colours, "picture", 0.04)[:4]
+    top = _shares(colours[:32], "upper third", 0.6)
+    low = _shares(colours[-32:], "lower third", 0.6)
+    filled = any(area(box) > 0.7 for thing in things for box in thing.boxes)
+    rest = [colour.value for colour in whole if ground and colour.value != ground[0].value]
+    if rest and not filled:
+        text = f"the background of {picture} is {ground[0].value}, with {_join(rest)} elsewhere"
+        return _sentence(text, [size, *ground, *whole])
+    if top and low and top[0].value != low[0].value:
+        text = f"the upper part of {picture} is mostly {top[0].value}"
+        return _sentence(f"{text} and the lower part mostly {low[0].value}", [size, *top, *low])
+    main = [colour for colour in whole if colour.share >= 0.12][:3] or whole[:1]
+    be = "are the main colours" if len(main) > 1 else "is the main colour"
+    return _sentence(f"{_join([m.value for m in main])} {be} of {picture}", [size, *main])
+
+
+def _say_text(lines: Sequence[TextLine]) -> list[Statement]:
+    """Every line, quoted; neighbours in reading order that share a place share a sentence."""
+    sentences = []
+    for place, group in groupby(lines, key=lambda line: _place(line.box)):
+        part = list(group)
+        quotes = [f"“{t.text}”" if '"' in t.text else f'"{t.text}"' for t in part]
+        sentences.append(_sentence(f"{place}, text reads {_join(quotes)}", part))
+    return sentences

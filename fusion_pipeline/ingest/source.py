@@ -57,7 +57,7 @@ class Ingest:
         source = Storage(self.place)
         listing = self._listing(source)
         try:
-            stored = pq.read_table(io.BytesIO(self.dataset.storage.read(PLAN)))
+            stored = self._stored()
         except FileNotFoundError:
             return self._make_plan(source, listing)
         if stored.schema.metadata[_LISTING].decode() != listing:
@@ -67,6 +67,9 @@ class Ingest:
                 "--overwrite to ingest anew."
             )
         return [_planned(row) for row in stored.to_pylist()]
+
+    def _stored(self) -> pa.Table:
+        return pq.read_table(io.BytesIO(self.dataset.storage.read(PLAN)))
 
     def _make_plan(self, source: Storage, listing: str) -> list[PlannedShard]:
         limits = Limits(self.shard_size, self.max_shard_bytes)
@@ -89,7 +92,7 @@ class Ingest:
         return hashlib.sha256(canonical_json(names).encode()).hexdigest()
 
     def open_source(self) -> ShardMaker:
-        plan = self.plan()
+        plan = [_planned(row) for row in self._stored().to_pylist()]
         source = Storage(self.place)
         read = {"webdataset": read_tar_rows, "folder": read_folder_rows}[self.kind]
 

@@ -51,12 +51,12 @@ def make_cards(
     keys = draw.keys()
     found: dict[str, Card] = {}
     for shard, samples in selected.iterate(SAMPLES) if keys else ():
-        places = [i for i, key in enumerate(samples["key"].to_pylist()) if key in set(keys)]
-        if places:
+        here = set(keys).intersection(samples["key"].to_pylist())
+        if here:
             tables = [_read(selected, name, shard) for name in ("hints", prompts, captions)]
-            for place in places:
-                rows = [_row(table, place) for table in (samples, *tables)]
-                found[rows[0]["key"]] = _card(selected, shard, *rows)
+            for key in sorted(here):
+                rows = [_row(table, key) for table in (samples, *tables)]
+                found[key] = _card(selected, shard, *rows)
     return [found[key] for key in keys]
 
 
@@ -82,11 +82,10 @@ def _read(dataset: Dataset, table: str, shard: int) -> pa.Table | None:
         return None  # its step has not run for this shard yet
 
 
-def _row(table: pa.Table | None, place: int) -> dict[str, Any]:
-    if table is None:
-        return {"status": "pending", "reason": None}
-    row: dict[str, Any] = table.slice(place, 1).to_pylist()[0]
-    return row
+def _row(table: pa.Table | None, key: str) -> dict[str, Any]:
+    found = [] if table is None else table.filter(pc.equal(table["key"], key)).to_pylist()
+    # The funnel counts a row that is lost; a card must not fail for it.
+    return found[0] if found else {"status": "missing", "reason": None}
 
 
 def _card(
