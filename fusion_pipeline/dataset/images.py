@@ -4,15 +4,17 @@ Every byte is hostile: the size is checked before pixels are decoded, only forma
 tried, and each failure has a typed reason. Nothing else in the project decodes an image.
 """
 
+import contextlib
 import io
 import re
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 RGB = npt.NDArray[np.uint8]
 """uint8 [height, width, 3], red first, EXIF-upright."""
@@ -65,6 +67,15 @@ EXTENSIONS = {
 }  # fmt: skip
 
 _ORIENTATION_TAG = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def _sniff(data: bytes) -> str | None:
@@ -96,25 +107,33 @@ def _is_cut_off(data: bytes, kind: str) -> bool:
     return False
 
 
+@contextlib.contextmanager
+def _typed_errors(data: bytes, kind: str) -> Iterator[None]:
+    """Turns what Pillow raises on damaged bytes into a DecodeError."""
+    try:
+        yield
+    except (DecodeError, Image.DecompressionBombError, MemoryError):
+        raise
+    except Exception as error:  # noqa: BLE001 - plugins raise struct.error, IndexError, anything
+        unreadable = isinstance(error, UnidentifiedImageError)
+        cut = _is_cut_off(data, kind) or (not unreadable and "truncated" in str(error))
+        reason = DecodeReason.TRUNCATED if cut else DecodeReason.CORRUPT
+        raise DecodeError(reason, "unreadable header" if unreadable else str(error)) from error
+
+
 def _open(data: bytes, max_pixels: int) -> tuple[Image.Image, str]:
     if not data:
         raise DecodeError(DecodeReason.EMPTY)
     kind = _sniff(data)
     if kind is None:
         raise DecodeError(DecodeReason.NOT_AN_IMAGE, f"starts with {data[:8]!r}")
-    cut_off = DecodeReason.TRUNCATED if _is_cut_off(data, kind) else DecodeReason.CORRUPT
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _typed_errors(data, kind):
             # Pillow's own limit warns below ours; the check that counts is the next one.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data), formats=[kind.upper()])
     except Image.DecompressionBombError as error:
         raise DecodeError(DecodeReason.TOO_MANY_PIXELS, str(error)) from error
-    except UnidentifiedImageError as error:
-        raise DecodeError(cut_off, "unreadable header") from error
-    except (OSError, SyntaxError, ValueError, TypeError) as error:
-        # Pillow's plugins raise any of these on malformed headers.
-        raise DecodeError(cut_off, str(error)) from error
     if image.width * image.height > max_pixels:
         raise DecodeError(
             DecodeReason.TOO_MANY_PIXELS, f"{image.width} x {image.height}, limit {max_pixels:,}"
@@ -137,18 +156,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _load(data: bytes, max_pixels: int, min_short_edge: int | None) -> tuple[Image.Image, str]:
     image, kind = _open(data, max_pixels)
-    try:
+    with _typed_errors(data, kind):
         if min_short_edge is not None and kind == "jpeg":
             # DCT scaling: the JPEG decoder skips the detail nobody asked for (1/2, 1/4, 1/8).
             scale = min_short_edge / min(image.size)
             if scale < 1:
                 image.draft(None, (round(image.width * scale), round(image.height * scale)))
         image.load()
-    except (OSError, SyntaxError, ValueError, TypeError, IndexError, EOFError) as error:
-        # What Pillow's decoders raise on damaged content.
-        cut = _is_cut_off(data, kind) or "truncated" in str(error)
-        reason = DecodeReason.TRUNCATED if cut else DecodeReason.CORRUPT
-        raise DecodeError(reason, str(error)) from error
     return image, kind
 
 
@@ -161,9 +175,9 @@ def inspect(data: bytes, max_pixels: int = MAX_PIXELS) -> ImageInfo:
     stored_mode = image.mode
     orientation = _orientation(image)
     width, height = image.size if orientation < 5 else image.size[::-1]
-    _to_rgb(image)  # raises for pixel types that have no 8-bit picture
-    animated = bool(getattr(image, "is_animated", False))
-    return ImageInfo(kind, width, height, orientation, stored_mode, animated)
+    with _typed_errors(data, kind):
+        _to_rgb(image)  # raises for pixel types that have no 8-bit picture
+    return ImageInfo(kind, width, height, orientation, stored_mode, _is_animated(image))
 
 
 def decode(data: bytes, *, min_short_edge: int | None = None, max_pixels: int = MAX_PIXELS) -> RGB:
@@ -174,8 +188,9 @@ def decode(data: bytes, *, min_short_edge: int | None = None, max_pixels: int = 
 
     Raises DecodeError when the image is unusable.
     """
-    image, _ = _load(data, max_pixels, min_short_edge)
-    return np.asarray(_to_rgb(_upright(image)))
+    image, kind = _load(data, max_pixels, min_short_edge)
+    with _typed_errors(data, kind):
+        return np.asarray(_to_rgb(_upright(image)))
 
 
 def to_loadable(data: bytes, info: ImageInfo) -> tuple[str, bytes]:
@@ -197,15 +212,22 @@ def to_loadable(data: bytes, info: ImageInfo) -> tuple[str, bytes]:
     return "png", sink.getvalue()
 
 
+def _is_animated(image: Image.Image) -> bool:
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except Exception:  # noqa: BLE001 - damage after the first frame, which is all that is used
+        return False
+
+
 def _orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
-    except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, AttributeError):
-        return 1  # damaged EXIF is common and says nothing of the pixels
+    except Exception:  # noqa: BLE001 - damaged EXIF is common and says nothing of the pixels
+        return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    if _orientation(image) == 1:
-        return image
-    return ImageOps.exif_transpose(image)
+    # ImageOps.exif_transpose also writes the EXIF anew, and fails on damaged entries.
+    turn = _TURNS.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)

@@ -67,20 +67,25 @@ class CopyScore:
     """Near-exact copies: the confirmed rule."""
 
     found: dict[str, int] = field(default_factory=dict)
-    """Planted copies in one group with their source, by kind."""
+    """Planted copies of which at most one of copy and source is left, by kind."""
     missed: list[str] = field(default_factory=list)
+    """Planted copies that are left beside their source."""
     merged: list[str] = field(default_factory=list)
     """Rows dropped as a copy of something else."""
 
 
 def score_copies(pool: Dataset, truth: Truth) -> CopyScore:
     samples = truth.by_sample(pool)
-    keys = {row["name"]: key for key, row in samples.items()}
-    group: dict[str, str] = {}
+    key_of = {
+        row["source_id"]: row["key"]
+        for _, sources in pool.iterate("sources")
+        for row in sources.to_pylist()
+    }
     score = CopyScore()
+    dropped: set[str] = set()
     for row in _selection(pool):
         if row["reason"] in ("near_exact_copy", "exact_copy"):
-            group[row["key"]] = row["same_as"]
+            dropped.add(row["key"])
             own, kept = samples[row["key"]], samples[row["same_as"]]
             if own["content"] != kept["content"]:
                 score.merged.append(f"{own['name']} ({own['kind']}) as {kept['name']}")
@@ -88,8 +93,7 @@ def score_copies(pool: Dataset, truth: Truth) -> CopyScore:
         kind = row["copy_kind"]
         if not kind or kind.startswith(("semantic", "exact")):
             continue
-        source = keys.get(row["copy_of"])
-        if source is not None and group.get(key, key) == group.get(source, source):
+        if dropped & {key, key_of[row["copy_of"]]}:
             score.found[kind] = score.found.get(kind, 0) + 1
         else:
             score.missed.append(f"{row['name']} ({kind}, {row['kind']}) of {row['copy_of']}")

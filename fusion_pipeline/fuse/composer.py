@@ -81,7 +81,7 @@ class Composer:
 
     def statements(self, request: base.CaptionRequest) -> list[Statement]:
         """The caption's sentences in order. Raises DecodeError when the image is unusable."""
-        colours = _name_colours(decode(request.image, min_short_edge=96))
+        colours = _name_colours(decode(request.image, min_short_edge=64))
         things = _things(request, self._config)
         cleaned = [TextLine(clean(t.text, 500), t.score, t.quad) for t in request.text]
         sure = [t for t in cleaned if round(t.score, 4) >= self._config.text_threshold]
@@ -235,8 +235,8 @@ def _tagged(support: Sequence[Item], least: float) -> str:
 
 
 def _name_colours(image: RGB) -> Colours:
-    """The name of the nearest colour, in CIELAB, at each pixel of a copy of 96 x 96, [96, 96]."""
-    small = cv2.resize(image, (96, 96), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+    """The name of the nearest colour, in CIELAB, at each pixel of a copy of 64 x 64, [64, 64]."""
+    small = cv2.resize(image, (64, 64), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
     known = np.array([[list(bytes.fromhex(code)) for code in _COLOUR_OF]], np.float32) / 255
     pixels, codes = (cv2.cvtColor(part, cv2.COLOR_RGB2LAB) for part in (small, known))
     distance = np.linalg.norm(pixels[:, :, None] - codes, axis=-1)
@@ -270,8 +270,8 @@ def _say_look(request: base.CaptionRequest, colours: Colours, things: list[_Thin
     picture, size = f"this {shape} picture", Measured("size", f"{request.width} x {request.height}")
     rim = np.concatenate([colours[[0, -1]].ravel(), colours[:, [0, -1]].ravel()])
     ground, whole = _shares(rim, "rim", 0.9), _shares(colours, "picture", 0.04)[:4]
-    top = _shares(colours[:32], "upper third", 0.6)
-    low = _shares(colours[-32:], "lower third", 0.6)
+    top = _shares(colours[:21], "upper third", 0.6)
+    low = _shares(colours[-21:], "lower third", 0.6)
     filled = any(area(box) > 0.7 for thing in things for box in thing.boxes)
     rest = [colour.value for colour in whole if ground and colour.value != ground[0].value]
     if rest and not filled:

@@ -82,7 +82,7 @@ CASES = {
         png(451, 300, (140, 95, 60), (0, 0, 0.2, 1, (200, 175, 140))),
         tags=[Tag("egyptian cat", 0.62), Tag("tiger cat", 0.12), Tag("tabby", 0.1)],
         objects=[
-            thing("person", 0.62, 0.01, 0.0, 1.0, 1.0),
+            thing("person", 0.72, 0.01, 0.0, 1.0, 1.0),
             thing("cat", 0.39, 0.0, 0.0, 0.99, 1.0),
             thing("cell phone", 0.36, 0.65, 0.37, 0.76, 0.55),
         ],
@@ -201,8 +201,18 @@ requests = st.builds(
 )
 COUNTS = {
     word: n
-    for n, word in enumerate(["two", "three", "four", "five", "six", "seven", "eight", "nine"], 2)
+    for n, word in enumerate(
+        ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "10", "11", "12"],
+        1,
+    )
 }
+
+LISTED = rf"(?i)\b({'|'.join(COUNTS)}) (?:[a-z]+ ){{1,2}}\((.*?)\)"
+"""A count, its noun and the places that the count is spread over."""
+
+
+def total(text: str) -> int:
+    return sum(COUNTS.get(word, 0) for word in re.findall(r"\w+", text))
 
 
 @settings(max_examples=200, deadline=None)
@@ -221,10 +231,12 @@ def test_every_sentence_is_made_of_the_requests_own_evidence(request: CaptionReq
                 assert item.text in statement.text
             elif not isinstance(item, Measured):
                 assert item in given_items
-        # A count in words never exceeds the boxes that ground the sentence.
-        unquoted = re.sub(r"\".*\"|“.*”", "", statement.text.lower())
-        boxes = sum(isinstance(item, DetectedObject) for item in statement.evidence)
-        assert sum(COUNTS.get(word, 0) for word in re.findall(r"\w+", unquoted)) <= boxes
+        # Counts never exceed the boxes that ground the sentence, and places add up to the count.
+        if '"' not in statement.text and "“" not in statement.text:
+            boxes = sum(isinstance(item, DetectedObject) for item in statement.evidence)
+            assert total(re.sub(r"\(.*?\)", "", statement.text)) <= boxes
+            for count, places in re.findall(LISTED, statement.text):
+                assert total(places) == COUNTS[count]
     # A label is only written where evidence of that name, or of an animal of its kind, stands.
     backed = " ".join(i.label for i in given_items) + " dog cat sheep"
     for label in ("umbrella", "potted plant", "espresso", "web site"):
@@ -309,6 +321,12 @@ def test_special_tokens_in_recognised_text_never_reach_the_caption() -> None:
             [Tag("golden retriever", 0.6)],
             [thing("dog", 0.6, 0.2, 0.2, 0.7, 0.9)],
             " dog ",
+            "retriever",
+        ),
+        (
+            [Tag("golden retriever", 0.9)],
+            [thing("dog", 0.6, 0.1, 0.2, 0.3, 0.9), thing("dog", 0.6, 0.7, 0.2, 0.9, 0.9)],
+            "two dogs (one on the left and one on the right)",
             "retriever",
         ),
         # A surer tagger renames the one box that fills the frame; a smaller person stays one.

@@ -1,0 +1,351 @@
+"""How well selection tells copies from other images, on demo data whose truth is known.
+
+    python -m benchmarks.selection [--tune 1 2 3] [--report 29 30 31] [--work FOLDER]
+
+Near-exact copies are judged on the report seeds, on which nothing was tuned. The semantic rule is
+judged alone, on every sample: the tune seeds are there to choose its threshold, the report seeds to
+say what that choice is worth. Two pictures go to docs/images. With `--work` the demo data and the
+pools stay in a folder and are taken from there the next time.
+"""
+
+import argparse
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageOps
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.result import finish
+from fusion_pipeline.config import SelectConfig, load_config
+from fusion_pipeline.dataset.images import RGB, decode
+from fusion_pipeline.dataset.layout import Dataset
+from fusion_pipeline.demo import make_demo_data
+from fusion_pipeline.demo.canvas import font
+from fusion_pipeline.demo.evaluate import Row, Truth, score_copies, score_semantic
+from fusion_pipeline.pipeline import Options, Runner, build_pipeline
+from fusion_pipeline.select.copies import is_near_exact
+from fusion_pipeline.select.embed import read_embeddings
+from fusion_pipeline.select.neighbours import exact_cosines, neighbour_pairs
+
+CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
+IMAGES = Path(__file__).parents[1] / "docs" / "images"
+THRESHOLDS = (0.85, 0.88, 0.90, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99)
+DECODE_EDGE = 600
+"""Short edge of the decode that selection's own pixel check gets."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The pool of one seed, up to its `selection` table."""
+
+    seed: int
+    dataset: Dataset
+    truth: Truth
+    config: SelectConfig
+
+    @cached_property
+    def samples(self) -> dict[str, Row]:
+        """Truth of each sample that has an embedding, by key."""
+        truth = self.truth.by_sample(self.dataset)
+        return {key: truth[key] for key in self._embedded[0]}
+
+    @property
+    def vectors(self) -> npt.NDArray[np.float16]:
+        """[n, d] in the order of `samples`."""
+        return self._embedded[1]
+
+    @cached_property
+    def pixels(self) -> dict[str, RGB]:
+        images = {}
+        for shard in self.dataset.shards():
+            for key, data in self.dataset.read_images(shard).items():
+                if key in self.samples and key not in images:
+                    images[key] = decode(data, min_short_edge=DECODE_EDGE)
+        return images
+
+    @cached_property
+    def _embedded(self) -> tuple[list[str], npt.NDArray[np.float16]]:
+        rows: dict[str, npt.NDArray[np.float16]] = {}
+        for _, table in self.dataset.iterate("embeddings"):
+            vectors = read_embeddings(table)
+            for i, row in enumerate(table.select(["key", "status"]).to_pylist()):
+                if row["status"] == "ok":
+                    rows.setdefault(row["key"], vectors[i])
+        return list(rows), np.stack(list(rows.values()))
+
+    def planted(self) -> Iterator[tuple[str, str, float]]:
+        """(copy, source, cosine) of every planted copy; a twin of equal bytes is one sample."""
+        keys = list(self.samples)
+        place = {row["name"]: i for i, row in enumerate(self.samples.values())}
+        pairs = [(i, place[r["copy_of"]]) for i, r in enumerate(self.samples.values())
+                 if r["copy_of"] in place]  # fmt: skip
+        cosines = exact_cosines(self.vectors, np.array(pairs))
+        for (i, j), cosine in zip(pairs, cosines, strict=True):
+            yield keys[i], keys[j], float(cosine)
+
+    def distinct(self, above: float) -> Iterator[tuple[str, str, float]]:
+        """(sample, sample, cosine) of every pair of other content with a cosine above."""
+        keys = list(self.samples)
+        one = np.zeros(len(keys), np.int32)
+        pairs, cosines = neighbour_pairs(
+            self.vectors, one, self.vectors[:1].astype(np.float32), above
+        )
+        for (i, j), cosine in zip(pairs.tolist(), cosines, strict=True):
+            if self.samples[keys[i]]["content"] != self.samples[keys[j]]["content"]:
+                yield keys[i], keys[j], float(cosine)
+
+
+def make_pool(folder: Path, seed: int) -> Pool:
+    """Demo data of a seed and its pool part; what is in the folder already is not made again."""
+    demo = folder / f"demo-{seed}"
+    if not (demo / "truth.json").exists():  # written last
+        make_demo_data(demo, seed)
+    overrides = [f"run={folder}/run-{seed}", f"source.webdataset={demo}/shards"]
+    pipeline = build_pipeline(load_config(CONFIG, overrides))
+    Runner(pipeline, Options(until="selection", in_process=True), Console(quiet=True)).run()
+    truth = Truth.read(demo / "truth.json")
+    return Pool(seed, pipeline.pool, truth, pipeline.config.select)
+
+
+def near_exact(pools: Sequence[Pool]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """A row for each kind of near-exact copy, and what else there is to say of the rule."""
+    scores = [score_copies(pool.dataset, pool.truth) for pool in pools]
+    found: Counter[str] = Counter()
+    for score in scores:
+        found.update(score.found)
+    missed = [f"seed {p.seed}: {m}" for p, s in zip(pools, scores, strict=True) for m in s.missed]
+    merged = [f"seed {p.seed}: {m}" for p, s in zip(pools, scores, strict=True) for m in s.merged]
+    residuals = _residuals(pools)
+    rows: list[dict[str, Any]] = []
+    for kind in sorted(k for k in residuals if not k.startswith(("semantic", "exact"))):
+        lost = sum(f"({kind}, " in text for text in missed)
+        rows.append(
+            {
+                "kind": kind,
+                "planted": found[kind] + lost,
+                "found": found[kind],
+                "missed": lost,
+                "usual score": float(np.median(residuals[kind])),
+                "worst score": max(residuals[kind]),
+            }
+        )
+    other_edits = {
+        kind: {"planted": len(values), "confirmed": sum(value <= 1 for value in values)}
+        for kind, values in sorted(residuals.items())
+        if kind.startswith("semantic")
+    }
+    details = {
+        "missed": missed,
+        "merged": merged,
+        "other_edits": other_edits,
+        "distinct": _distinct_residuals(pools),
+    }
+    return rows, details
+
+
+def _residuals(pools: Sequence[Pool]) -> dict[str, list[float]]:
+    """The pixel check's score (at most 1: confirmed) of each planted copy against its source."""
+    found: dict[str, list[float]] = {}
+    for pool in pools:
+        for copy, source, _ in pool.planted():
+            verdict = is_near_exact(pool.pixels[copy], pool.pixels[source], pool.config.copies.rule)
+            found.setdefault(pool.samples[copy]["copy_kind"], []).append(verdict.score)
+    return found
+
+
+def _distinct_residuals(pools: Sequence[Pool]) -> dict[str, Any]:
+    """Pairs of other content that the embedding proposes, and which of them came closest."""
+    pairs = 0
+    closest: list[tuple[float, str]] = []
+    for pool in pools:
+        for a, b, cosine in pool.distinct(pool.config.copies.propose):
+            verdict = is_near_exact(pool.pixels[a], pool.pixels[b], pool.config.copies.rule)
+            names = " and ".join(sorted(pool.samples[key]["content"] for key in (a, b)))
+            closest.append((verdict.score, f"seed {pool.seed}: {names}, cosine {cosine:.3f}"))
+            pairs += 1
+    nearest = [{"score": score, "pair": pair} for score, pair in sorted(closest)[:5]]
+    return {"pairs": pairs, "closest": nearest}
+
+
+def semantic(pools: Sequence[Pool], seeds: str) -> list[dict[str, Any]]:
+    """The semantic rule alone over every sample, all seeds together, by threshold."""
+    default = pools[0].config.duplicates.threshold
+    thresholds = sorted({*THRESHOLDS, default})
+    by_pool = [score_semantic(pool.dataset, pool.truth, thresholds) for pool in pools]
+    rows = []
+    for threshold, scores in zip(thresholds, zip(*by_pool, strict=True), strict=True):
+        dropped, right = sum(s.dropped for s in scores), sum(s.right for s in scores)
+        redundant = sum(s.redundant for s in scores)
+        rows.append(
+            {
+                "seeds": seeds,
+                "threshold": threshold,
+                "default": "<-" if threshold == default else "",
+                "dropped": dropped,
+                "right": right,
+                "wrong": dropped - right,
+                "redundant": redundant,
+                "precision": right / dropped if dropped else 1.0,
+                "recall": right / redundant,
+            }
+        )
+    return rows
+
+
+def semantic_as_run(pools: Sequence[Pool]) -> dict[str, int]:
+    """What the default did where it stands: to the rows that the near-exact rule had left."""
+    total: Counter[str] = Counter()
+    for pool in pools:
+        content = {key: row["content"] for key, row in pool.samples.items()}
+        left: set[str] = set()
+        for _, table in pool.dataset.iterate("selection"):
+            for row in table.to_pylist():
+                if row["key"] not in content or row["reason"] in ("exact_copy", "near_exact_copy"):
+                    continue
+                left.add(row["key"])
+                if row["reason"] == "semantic_duplicate":
+                    right = content[row["key"]] == content[row["same_as"]]
+                    total["right" if right else "wrong"] += 1
+        total["rows"] += len(left)
+        total["redundant"] += len(left) - len({content[key] for key in left})
+    return {name: total[name] for name in ("rows", "redundant", "right", "wrong")}
+
+
+# Pictures
+
+_CELL = (250, 176)
+_INK, _PAPER, _RED, _GREEN = (24, 28, 36), (255, 255, 255), (178, 34, 34), (20, 110, 60)
+
+
+def failures(pool: Pool, path: Path) -> None:
+    """Contact sheet: what the semantic rule alone, at its default, drops wrongly and misses."""
+    threshold = pool.config.duplicates.threshold
+    (score,) = score_semantic(pool.dataset, pool.truth, [threshold])
+    wrong = _varied(pool, sorted(score.wrong, key=lambda pair: -pair[2]))
+    missed = _varied(pool, [pair for pair in pool.planted() if pair[2] <= threshold])
+    wrong, missed = wrong[:6], missed[:6]
+    across = 2
+    width, height = across * (2 * _CELL[0] + 36) + 12, _CELL[1] + 34
+    lines = [-(-len(pairs) // across) for pairs in (wrong, missed)]
+    sheet = Image.new("RGB", (width, sum(lines) * height + 2 * 44), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    y = 0
+    for title, color, pairs in (
+        (f"Wrongly dropped at {threshold} (left), for the kept image on the right", _RED, wrong),
+        (f"Missed at {threshold}: a copy (left) and its source, both kept", _GREEN, missed),
+    ):
+        draw.text((16, y + 12), title, color, font("sans-bold", 18))
+        y += 44
+        for i, (a, b, cosine) in enumerate(pairs):
+            at = 16 + (i % across) * (2 * _CELL[0] + 36), y + i // across * height
+            for j, key in enumerate((a, b)):
+                left = at[0] + j * (_CELL[0] + 8)
+                view = ImageOps.contain(Image.fromarray(pool.pixels[key]), _CELL)
+                sheet.paste(view, (left, at[1]))
+                draw.rectangle((left, at[1], left + view.width, at[1] + view.height), None, color)
+            row, other = pool.samples[a], pool.samples[b]
+            what = f"{row['content']} | {other['content']}"
+            if row["content"] == other["content"]:
+                what = f"{(row['copy_kind'] or '').removeprefix('semantic:')} of {row['content']}"
+            text = f"cosine {cosine:.3f}   {what}"
+            draw.text((at[0], at[1] + _CELL[1] + 6), text, _INK, font("sans", 14))
+        y += -(-len(pairs) // across) * height
+    sheet.quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
+
+
+def _varied(pool: Pool, pairs: list[tuple[str, str, float]]) -> list[tuple[str, str, float]]:
+    """Each kind of picture and copy once, then twice, ...; inside a kind the given order."""
+    seen: Counter[tuple[str, str]] = Counter()
+    turns = []
+    for pair in pairs:
+        row, other = pool.samples[pair[0]], pool.samples[pair[1]]
+        kind = (row["kind"], other["kind"])
+        if row["content"] == other["content"]:
+            kind = (row["copy_kind"] or "", "")
+        turns.append(seen[kind])
+        seen[kind] += 1
+    return [pairs[i] for i in np.argsort(turns, kind="stable")]
+
+
+def cosine_chart(pools: Sequence[Pool], path: Path) -> None:
+    """Cosines of copies to their source, and of images to the nearest one of other content."""
+    from matplotlib.figure import Figure
+
+    groups: dict[str, list[float]] = {}
+    nearest: dict[tuple[int, str], float] = {}
+    for pool in pools:
+        for copy, _, cosine in pool.planted():
+            kind = pool.samples[copy]["copy_kind"].removeprefix("semantic:")
+            groups.setdefault(f"copy: {kind}", []).append(cosine)
+        for a, b, cosine in pool.distinct(0.0):
+            for key in (a, b):
+                at = (pool.seed, key)
+                nearest[at] = max(cosine, nearest.get(at, 0.0))
+    groups = dict(sorted(groups.items(), key=lambda item: np.median(item[1])))
+    samples = {pool.seed: pool.samples for pool in pools}
+    for (seed, key), cosine in nearest.items():
+        kind = samples[seed][key]["kind"]
+        kind = kind if kind in ("slide", "photo") else "other pictures"
+        groups.setdefault(f"nearest other image: {kind}", []).append(cosine)
+    figure = Figure(figsize=(8.4, 4.4), layout="constrained")
+    axes = figure.subplots()
+    rng = np.random.default_rng(0)
+    for y, (name, values) in enumerate(groups.items()):
+        color = "tab:green" if name.startswith("copy") else "tab:red"
+        axes.scatter(values, y + rng.uniform(-0.25, 0.25, len(values)), 9, color, alpha=0.55)
+    default = pools[0].config.duplicates.threshold
+    axes.axvline(default, color="black", linewidth=1)
+    axes.annotate(f"default {default}", (default, len(groups) - 0.4), (-4, 0),
+                  textcoords="offset points", ha="right", fontsize=8)  # fmt: skip
+    axes.set_yticks(range(len(groups)), list(groups))
+    axes.set_xlim(0.5, 1.005)
+    axes.set_xlabel("cosine similarity of the embeddings")
+    axes.grid(axis="x", alpha=0.3)
+    figure.savefig(path, dpi=100, metadata={"Software": None})
+
+
+def show(title: str, rows: Sequence[dict[str, Any]]) -> None:
+    table = Table(*rows[0], title=title)
+    for row in rows:
+        table.add_row(*(f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()))
+    Console(width=110).print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--tune", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--report", type=int, nargs="+", default=[29, 30, 31])
+    parser.add_argument("--work", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.work or Path(temporary)
+        tune = [make_pool(folder, seed) for seed in options.tune]
+        report = [make_pool(folder, seed) for seed in options.report]
+        IMAGES.mkdir(parents=True, exist_ok=True)
+        failures(report[0], IMAGES / "selection-failures.png")
+        cosine_chart(report, IMAGES / "selection-cosines.png")
+        curve = [*semantic(tune, "tune"), *semantic(report, "report")]
+        show("semantic rule alone", curve)
+        as_run = semantic_as_run(report)
+        rows, details = near_exact(report)
+    show("pairs of other content that came closest", details["distinct"]["closest"])
+    planted, found = sum(row["planted"] for row in rows), sum(row["found"] for row in rows)
+    details |= {
+        "seeds": {"tune": options.tune, "report": options.report},
+        "semantic": curve,
+        "semantic_after_near_exact": as_run,
+    }
+    ok = found == planted and not details["merged"]
+    finish("near-exact-copies", found / planted, "found / planted", 1.0, ok, rows, details)
+
+
+if __name__ == "__main__":
+    main()
