@@ -5,6 +5,7 @@ Blocks carry shard numbers, not images: a pool reads a shard's tar itself, once 
 of a step, which later pools pass on to the driver.
 """
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -104,7 +105,21 @@ def start_ray(options: RayOptions) -> None:
         }
     else:
         common["address"] = options.address
-    ray.init(**common)
+    with _quiet_stderr():
+        ray.init(**common)
+
+
+@contextlib.contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """Drops what C++ prints about its own log level; failures to start are raised, not printed."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as null:
+            os.dup2(null.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def stop_ray() -> None:
