@@ -36,7 +36,7 @@ from fusion_pipeline.fuse.composer import Composer
 from fusion_pipeline.fuse.endpoint import Endpoint
 from fusion_pipeline.fuse.stage import Caption
 from fusion_pipeline.ingest.filters import Resolution
-from fusion_pipeline.ingest.rows import SourceError
+from fusion_pipeline.ingest.rows import SourceChangedError
 from fusion_pipeline.ingest.source import Ingest
 from fusion_pipeline.perceive.stage import Perceive
 from fusion_pipeline.prompts.stages import HintsStage, PromptStage
@@ -360,7 +360,7 @@ class Runner:
             try:
                 phase.planned()
                 dataset.check_table(SAMPLES, phase.steps[0].made_by)
-            except (SourceError, StaleSelectionError, FingerprintMismatchError):
+            except (SourceChangedError, StaleSelectionError, FingerprintMismatchError):
                 self._token(dataset)
                 self._console.print(f"{dataset.storage.url}: made anew (--overwrite)")
                 dataset.clear()

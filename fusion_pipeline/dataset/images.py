@@ -56,7 +56,7 @@ class ImageInfo:
     """Pixels in the upright frame."""
     height: int
     orientation: int
-    """EXIF orientation, 1..8."""
+    """EXIF orientation, 1..8; 1 for a TIFF, which Pillow turns upright by itself."""
     mode: str
     """Pillow's name of the stored pixel type: RGB, CMYK, I;16, P, ..."""
     animated: bool
@@ -103,7 +103,7 @@ def _is_cut_off(data: bytes, kind: str) -> bool:
     if kind == "webp":
         return len(data) < int.from_bytes(data[4:8], "little") + 8
     if kind == "gif":
-        return b"\x3b" not in data[-16:]
+        return data.rstrip(b"\0")[-1:] != b"\x3b"
     return False
 
 
@@ -112,9 +112,11 @@ def _typed_errors(data: bytes, kind: str) -> Iterator[None]:
     """Turns what Pillow raises on damaged bytes into a DecodeError."""
     try:
         yield
-    except (DecodeError, Image.DecompressionBombError, MemoryError):
+    except (DecodeError, MemoryError):
         raise
-    except Exception as error:  # noqa: BLE001 - plugins raise struct.error, IndexError, anything
+    except Image.DecompressionBombError as error:
+        raise DecodeError(DecodeReason.TOO_MANY_PIXELS, str(error)) from error
+    except Exception as error:  # plugins raise struct.error, IndexError, anything
         unreadable = isinstance(error, UnidentifiedImageError)
         cut = _is_cut_off(data, kind) or (not unreadable and "truncated" in str(error))
         reason = DecodeReason.TRUNCATED if cut else DecodeReason.CORRUPT
@@ -127,13 +129,10 @@ def _open(data: bytes, max_pixels: int) -> tuple[Image.Image, str]:
     kind = _sniff(data)
     if kind is None:
         raise DecodeError(DecodeReason.NOT_AN_IMAGE, f"starts with {data[:8]!r}")
-    try:
-        with warnings.catch_warnings(), _typed_errors(data, kind):
-            # Pillow's own limit warns below ours; the check that counts is the next one.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=[kind.upper()])
-    except Image.DecompressionBombError as error:
-        raise DecodeError(DecodeReason.TOO_MANY_PIXELS, str(error)) from error
+    with warnings.catch_warnings(), _typed_errors(data, kind):
+        # Pillow's own limit warns below ours; the check that counts is the next one.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        image = Image.open(io.BytesIO(data), formats=[kind.upper()])
     if image.width * image.height > max_pixels:
         raise DecodeError(
             DecodeReason.TOO_MANY_PIXELS, f"{image.width} x {image.height}, limit {max_pixels:,}"

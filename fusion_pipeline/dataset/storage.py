@@ -48,6 +48,8 @@ class Storage:
 
     def read_range(self, path: str, start: int, end: int) -> bytes:
         """Bytes [start, end) of a file. Raises FileNotFoundError."""
+        if start >= end:
+            return b""  # HTTP has no empty range
         data: bytes = self._fs.cat_file(self.full(path), start=start, end=end)
         return data
 

@@ -44,20 +44,28 @@ def plan_folder(storage: Storage, limits: Limits) -> Iterator[PlannedShard]:
 
 
 def read_folder_rows(storage: Storage, part: PlannedShard) -> Iterator[InputRow]:
-    for image, *texts in part.files:
-        text, url = None, None
-        for path in texts:
-            data = storage.read(path)
-            if path.endswith(".txt"):
-                text = parse_text(data) or text
-            else:
-                metadata = parse_metadata(data)
-                url = first_string(metadata, "url", "URL")
-                text = text or first_string(metadata, "caption", "TEXT", "text")
-        yield InputRow(
-            source="",
-            source_id=image or texts[0],
-            image=storage.read(image) if image else None,
-            alt_text=text or None,
-            url=url,
-        )
+    for files in part.files:
+        try:
+            yield _row(storage, *files)
+        except (FileNotFoundError, PermissionError) as error:
+            name = files[0] or files[1]
+            yield InputRow("", name, None, None, None, damaged=type(error).__name__)
+
+
+def _row(storage: Storage, image: str, *texts: str) -> InputRow:
+    text, url = None, None
+    for path in texts:
+        data = storage.read(path)
+        if path.lower().endswith(".txt"):
+            text = parse_text(data) or text
+        else:
+            metadata = parse_metadata(data)
+            url = first_string(metadata, "url", "URL")
+            text = text or first_string(metadata, "caption", "TEXT", "text")
+    return InputRow(
+        source="",
+        source_id=image or texts[0],
+        image=storage.read(image) if image else None,
+        alt_text=text or None,
+        url=url,
+    )

@@ -19,6 +19,10 @@ class SourceError(FusionError):
     """A source that can't be read at all; the message names the config field and the fix."""
 
 
+class SourceChangedError(SourceError):
+    """The source is not the one that was planned."""
+
+
 @dataclass(frozen=True, slots=True)
 class InputRow:
     source: str
@@ -50,6 +54,8 @@ class PlannedShard:
     """For each row its files (folder): the image first, then its texts."""
     damaged: str | None = None
     """Why the source ends early after this part."""
+    repeated: tuple[str, ...] = ()
+    """Keys of this part that earlier parts of the tar had, once for each time."""
 
 
 PLAN_SCHEMA = pa.schema(
@@ -60,9 +66,15 @@ PLAN_SCHEMA = pa.schema(
         pa.field("end", pa.int64()),
         pa.field("files", pa.list_(pa.list_(pa.string()))),
         pa.field("damaged", pa.string()),
+        pa.field("repeated", pa.list_(pa.string())),
     ]
 )
 """The plan as a table: row number = shard number."""
+
+
+def storable(text: str) -> str:
+    """The text with lone surrogates escaped: half an emoji in JSON, a name that is not UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def parse_text(data: bytes) -> str:
@@ -85,5 +97,5 @@ def first_string(metadata: dict[str, Any], *names: str) -> str | None:
     for name in names:
         value = metadata.get(name)
         if isinstance(value, str) and value.strip():
-            return value.strip()
+            return storable(value.strip())
     return None

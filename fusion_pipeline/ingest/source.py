@@ -17,7 +17,14 @@ from fusion_pipeline.dataset.schemas import SOURCES_SCHEMA
 from fusion_pipeline.dataset.storage import Storage
 from fusion_pipeline.engine.stage import CPU_WORKER, Resources, ShardContents, ShardMaker
 from fusion_pipeline.ingest.folder import plan_folder, read_folder_rows
-from fusion_pipeline.ingest.rows import PLAN_SCHEMA, InputRow, PlannedShard, SourceError
+from fusion_pipeline.ingest.rows import (
+    PLAN_SCHEMA,
+    InputRow,
+    PlannedShard,
+    SourceChangedError,
+    SourceError,
+    storable,
+)
 from fusion_pipeline.ingest.webdataset import plan_tars, read_tar_rows
 
 PLAN = "artifacts/ingest_plan.parquet"
@@ -52,7 +59,7 @@ class Ingest:
     def plan(self) -> list[PlannedShard]:
         """The committed plan; made and committed at the first call. O(shards) rows.
 
-        Raises SourceError when the source is not the one that was planned.
+        Raises SourceError, and SourceChangedError when the source is not the one that was planned.
         """
         source = Storage(self.place)
         listing = self._listing(source)
@@ -61,7 +68,7 @@ class Ingest:
         except FileNotFoundError:
             return self._make_plan(source, listing)
         if stored.schema.metadata[_LISTING].decode() != listing:
-            raise SourceError(
+            raise SourceChangedError(
                 f"source.{self.kind}: the files under {source.url} changed since this dataset was "
                 "planned (names or sizes). Choose a new `run` folder, or run again with "
                 "--overwrite to ingest anew."
@@ -87,6 +94,11 @@ class Ingest:
             raise SourceError(
                 f"source.{self.kind}: nothing found at {source.url}. Check the path, or make demo "
                 "data with `fusion demo-data DIR`."
+            )
+        odd = next((name for name in files if storable(name) != name), None)
+        if odd is not None:
+            raise SourceError(
+                f"source.{self.kind}: a file name is not UTF-8: {storable(odd)}. Rename this file."
             )
         names = [[name, source.size(name)] for name in files]
         return hashlib.sha256(canonical_json(names).encode()).hexdigest()
@@ -140,4 +152,5 @@ class Ingest:
 
 
 def _planned(row: dict[str, Any]) -> PlannedShard:
-    return PlannedShard(**{**row, "files": tuple(tuple(files) for files in row["files"])})
+    files = tuple(tuple(names) for names in row["files"])
+    return PlannedShard(**{**row, "files": files, "repeated": tuple(row["repeated"])})

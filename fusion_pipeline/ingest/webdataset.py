@@ -6,13 +6,14 @@ here; what we write is readable by it (tests/dataset/test_tars.py).
 
 import io
 import tarfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from fusion_pipeline.dataset.samples import Limits, cut
 from fusion_pipeline.dataset.storage import Storage
-from fusion_pipeline.dataset.tars import Member, read_members
+from fusion_pipeline.dataset.tars import Member, is_plain, read_headers, read_members
 from fusion_pipeline.ingest.rows import (
     IMAGE_EXTENSIONS,
     InputRow,
@@ -21,21 +22,28 @@ from fusion_pipeline.ingest.rows import (
     first_string,
     parse_metadata,
     parse_text,
+    storable,
 )
 
 
 def split_name(name: str) -> tuple[str, str]:
     """Row key and extension of a member: split at the first dot of the last path component."""
-    path = PurePosixPath(name)
+    path = PurePosixPath(storable(name))
     stem, _, extension = path.name.partition(".")
     return str(path.parent / stem), extension.lower()
 
 
 @dataclass
 class _Group:
+    """Consecutive members that make one row: one key, each extension once."""
+
     key: str
     start: int
     end: int
+    extensions: set[str] = field(default_factory=set)
+
+    def takes(self, key: str, extension: str) -> bool:
+        return key == self.key and extension not in self.extensions
 
 
 def plan_tars(storage: Storage, limits: Limits) -> Iterator[PlannedShard]:
@@ -51,80 +59,85 @@ def plan_tars(storage: Storage, limits: Limits) -> Iterator[PlannedShard]:
 
 
 def _plan_tar(storage: Storage, name: str, limits: Limits) -> Iterator[PlannedShard]:
-    groups: list[_Group] = []
-    size = storage.size(name)
-    damaged: str | None = None
-    with storage.open(name) as stream:
-        try:
-            with tarfile.open(fileobj=stream, mode="r:") as tar:
-                for info in tar:
-                    end = info.offset_data + -(-info.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-                    if info.isreg():
-                        key = split_name(info.name)[0]
-                        if groups and groups[-1].key == key:
-                            groups[-1].end = end
-                        else:
-                            groups.append(_Group(key, info.offset, end))
-                    if info.offset_data + info.size > size:
-                        damaged = f"cut off inside {info.name}"
-                    tar.members.clear()  # type: ignore[attr-defined]
-        except tarfile.TarError as error:
-            damaged = str(error)
-        if damaged is None and not _ends_well(storage, name, groups, size):
-            damaged = f"no tar member at byte {groups[-1].end if groups else 0}"
+    groups, damaged = _find_groups(storage, name)
     if not groups:
         yield PlannedShard(name, rows=0, damaged=damaged or "empty tar")
         return
     ranges = list(cut((g.end - g.start for g in groups), limits))
+    before: Counter[str] = Counter()
     for part in ranges:
+        keys = [groups[i].key for i in part]
         yield PlannedShard(
             name,
             rows=len(part),
             start=groups[part.start].start,
-            end=min(groups[part.stop - 1].end, size),
+            end=groups[part.stop - 1].end,
             damaged=damaged if part is ranges[-1] else None,
+            repeated=tuple(key for key in sorted(set(keys)) for _ in range(before[key])),
         )
+        before.update(keys)
 
 
-def _ends_well(storage: Storage, name: str, groups: list[_Group], size: int) -> bool:
-    """Whether the end-of-archive block of zeros follows the last member: tarfile stops without a
-    word at a damaged header."""
-    end = groups[-1].end if groups else 0
-    tail = storage.read_range(name, end, min(end + tarfile.BLOCKSIZE, size))
-    return len(tail) == tarfile.BLOCKSIZE and not any(tail)
+def _find_groups(storage: Storage, name: str) -> tuple[list[_Group], str | None]:
+    """Where the rows of a tar lie, and why it ends early, if it does. Reads headers only."""
+    groups: list[_Group] = []
+    size, last = storage.size(name), 0
+    with storage.open(name) as stream:
+        try:
+            for _, info in read_headers(stream):
+                last = info.offset_data + -(-info.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+                if is_plain(info):
+                    key, extension = split_name(info.name)
+                    if not (groups and groups[-1].takes(key, extension)):
+                        groups.append(_Group(key, info.offset, last))
+                    groups[-1].end = min(last, size)
+                    groups[-1].extensions.add(extension)
+                if info.offset_data + info.size > size:
+                    return groups, f"cut off inside {storable(info.name)}"
+        except tarfile.TarError as error:
+            return groups, str(error)
+    # Behind the last member stands a block of zeros; tarfile stops without a word at a damaged
+    # header, too.
+    tail = storage.read_range(name, last, min(last + tarfile.BLOCKSIZE, size))
+    if len(tail) == tarfile.BLOCKSIZE and not any(tail):
+        return groups, None
+    return groups, f"no tar member at byte {last}"
 
 
 def read_tar_rows(storage: Storage, part: PlannedShard) -> Iterator[InputRow]:
     """Rows of one planned shard; a damaged source adds a row that says so."""
     data = storage.read_range(part.source, part.start, part.end) if part.rows else b""
-    group: list[Member] = []
-    key = ""
-    seen: dict[str, int] = {}
+    seen = Counter(part.repeated)
+    group = _Group("", 0, 0)
+    members: list[Member] = []
     try:
         for member in read_members(io.BytesIO(data)):
-            member_key = split_name(member.name)[0]
-            if group and member_key != key:
-                yield _row(part.source, key, group, seen)
-                group = []
-            key = member_key
-            group.append(member)
+            key, extension = split_name(member.name)
+            if members and not group.takes(key, extension):
+                yield _row(part.source, group.key, members, seen)
+                members = []
+            if not members:
+                group = _Group(key, 0, 0)
+            group.extensions.add(extension)
+            members.append(member)
     except tarfile.ReadError:
         pass  # the plan saw it: `part.damaged` becomes a row below
-    if group:
-        yield _row(part.source, key, group, seen)
+    if members:
+        yield _row(part.source, group.key, members, seen)
     if part.damaged:
-        yield InputRow(part.source, f"end@{part.end}", None, None, None, damaged=part.damaged)
+        # No key has a dot, so neither this name nor those of repeated keys is another row's.
+        yield InputRow(part.source, f".end@{part.end}", None, None, None, damaged=part.damaged)
 
 
-def _row(source: str, key: str, group: list[Member], seen: dict[str, int]) -> InputRow:
-    repeat = seen[key] = seen.get(key, 0) + 1
+def _row(source: str, key: str, group: Sequence[Member], seen: Counter[str]) -> InputRow:
+    seen[key] += 1
     members = {split_name(member.name)[1]: member.data for member in group}
     image = next((members[e] for e in members if e in IMAGE_EXTENSIONS), None)
     metadata = parse_metadata(members.get("json", b""))
     text = parse_text(members.get("txt", b"")) or first_string(metadata, "caption", "TEXT", "text")
     return InputRow(
         source=source,
-        source_id=key if repeat == 1 else f"{key}#{repeat}",
+        source_id=key if seen[key] == 1 else f"{key}.{seen[key]}",
         image=image,
         alt_text=text or None,
         url=first_string(metadata, "url", "URL"),
