@@ -28,12 +28,10 @@ class Storage:
     """
 
     def __init__(self, root: str | Path) -> None:
-        self._fs, self.root = fsspec.url_to_fs(str(root))
+        # Other processes write here too; a cached listing would hide their work.
+        self._fs, self.root = fsspec.url_to_fs(str(root), use_listings_cache=False)
         self.url = str(root) if "://" in str(root) else str(Path(self.root).absolute())
         self.is_local = isinstance(self._fs, LocalFileSystem)
-        if not self.is_local:
-            # Other processes write here too; a cached listing would hide their work.
-            self._fs.use_listings_cache = False
 
     def __reduce__(self) -> tuple[type["Storage"], tuple[str]]:
         return Storage, (self.url,)
@@ -75,10 +73,14 @@ class Storage:
         ends without an exception."""
         with tempfile.TemporaryDirectory() as folder:
             name = self._temporary_name() if self.is_local else f"{folder}/part"
-            with open(name, "w", encoding="utf-8") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
+            try:
+                with open(name, "w", encoding="utf-8") as file:
+                    yield file
+                    file.flush()
+                    os.fsync(file.fileno())
+            except BaseException:
+                os.unlink(name)
+                raise
             if self.is_local:
                 os.replace(name, self._made(path))
             else:

@@ -110,6 +110,7 @@ def read_tar_rows(storage: Storage, part: PlannedShard) -> Iterator[InputRow]:
     seen = Counter(part.repeated)
     group = _Group("", 0, 0)
     members: list[Member] = []
+    damaged = part.damaged
     try:
         for member in read_members(io.BytesIO(data)):
             key, extension = split_name(member.name)
@@ -120,13 +121,13 @@ def read_tar_rows(storage: Storage, part: PlannedShard) -> Iterator[InputRow]:
                 group = _Group(key, 0, 0)
             group.extensions.add(extension)
             members.append(member)
-    except tarfile.ReadError:
-        pass  # the plan saw it: `part.damaged` becomes a row below
+    except tarfile.ReadError as error:
+        damaged = damaged or str(error)  # it was whole when it was planned
     if members:
         yield _row(part.source, group.key, members, seen)
-    if part.damaged:
+    if damaged:
         # No key has a dot, so neither this name nor those of repeated keys is another row's.
-        yield InputRow(part.source, f".end@{part.end}", None, None, None, damaged=part.damaged)
+        yield InputRow(part.source, f".end@{part.end}", None, None, None, damaged=damaged)
 
 
 def _row(source: str, key: str, group: Sequence[Member], seen: Counter[str]) -> InputRow:

@@ -1,5 +1,6 @@
 """The one decoder: odd formats come out right, hostile bytes end in a typed reason."""
 
+import contextlib
 import io
 import json
 import struct
@@ -8,7 +9,6 @@ import sys
 import zlib
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,51 +21,9 @@ from fusion_pipeline.dataset.images import (
     inspect,
     to_loadable,
 )
+from tests.dataset.pictures import ENCODED, close, noise, save, smooth
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, about damage
-
-RGB = npt.NDArray[np.uint8]
-
-
-def save(image: Image.Image, kind: str, **options: object) -> bytes:
-    sink = io.BytesIO()
-    image.save(sink, kind, **options)
-    return sink.getvalue()
-
-
-def smooth(width: int = 48, height: int = 32) -> Image.Image:
-    """Four coloured quarters: survives JPEG, and every orientation looks different."""
-    pixels = np.zeros((height, width, 3), np.uint8)
-    pixels[: height // 2, : width // 2] = (220, 30, 40)
-    pixels[: height // 2, width // 2 :] = (30, 200, 60)
-    pixels[height // 2 :, : width // 2] = (40, 60, 210)
-    pixels[height // 2 :, width // 2 :] = (240, 230, 90)
-    return Image.fromarray(pixels)
-
-
-def noise(width: int = 40, height: int = 24) -> Image.Image:
-    pixels = np.random.default_rng(3).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
-
-
-def close(a: RGB, b: RGB, tolerance: float = 3.0) -> bool:
-    return a.shape == b.shape and float(np.abs(a.astype(int) - b.astype(int)).mean()) < tolerance
-
-
-FRAMES = [noise().rotate(180), noise().transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
-ENCODED = {
-    "jpeg": save(noise(), "JPEG"),
-    "jpeg progressive": save(noise(), "JPEG", progressive=True),
-    "png": save(noise(), "PNG"),
-    "png palette": save(noise().quantize(16), "PNG", transparency=3),
-    "apng": save(noise(), "PNG", save_all=True, append_images=FRAMES),
-    "webp": save(noise(), "WEBP"),
-    "webp animated": save(noise(), "WEBP", save_all=True, append_images=FRAMES),
-    "gif": save(noise(), "GIF"),
-    "gif animated": save(noise(), "GIF", save_all=True, append_images=FRAMES),
-    "bmp": save(noise(), "BMP"),
-    "tiff": save(noise(), "TIFF"),
-}
 
 
 # Odd formats
@@ -177,11 +135,9 @@ def test_an_animation_is_its_first_frame(kind: str) -> None:
 def test_damage_behind_the_first_frame_costs_nothing_or_has_a_reason(name: str) -> None:
     whole = ENCODED[name]
     for keep in range(len(whole) // 3, len(whole), 11):
-        try:
-            assert close(decode(whole[:keep]), decode(whole))
-            inspect(whole[:keep])
-        except DecodeError as error:
-            assert error.reason in (DecodeReason.TRUNCATED, DecodeReason.CORRUPT)
+        assert_typed(whole[:keep])
+        with contextlib.suppress(DecodeError):
+            assert np.array_equal(decode(whole[:keep]), decode(whole))
 
 
 def test_format_comes_from_the_bytes() -> None:
@@ -273,9 +229,9 @@ def assert_typed(data: bytes) -> None:
             attempt(data, max_pixels=1_000_000)
             outcomes.append("ok")
         except DecodeError as error:
-            assert " at 0x" not in str(error)
             outcomes.append(str(error))
     assert outcomes[0] == outcomes[1]
+    assert " at 0x" not in outcomes[0]
 
 
 @pytest.mark.parametrize("name", ENCODED)

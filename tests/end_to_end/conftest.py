@@ -1,7 +1,6 @@
 """One run over fresh demo data, undisturbed and in this process: what others are compared with."""
 
 import io
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,10 +28,10 @@ class DemoRun:
 
 
 @pytest.fixture(scope="session")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoRun]:
+def reference(tmp_path_factory: pytest.TempPathFactory) -> DemoRun:
     folder = tmp_path_factory.mktemp("reference")
     make_demo_data(folder / "demo", FRESH_SEED)
     overrides = [f"run={folder}/run", f"source.webdataset={folder}/demo/shards"]
     pipeline = build_pipeline(load_config(CONFIG, overrides))
     Runner(pipeline, Options(in_process=True), Console(file=io.StringIO())).run()
-    yield DemoRun(folder, pipeline, Truth.read(folder / "demo" / "truth.json"))
+    return DemoRun(folder, pipeline, Truth.read(folder / "demo" / "truth.json"))
