@@ -130,7 +130,7 @@ def near_exact(pools: Sequence[Pool]) -> tuple[list[dict[str, Any]], dict[str, A
         found.update(score.found)
     missed = [f"seed {p.seed}: {m}" for p, s in zip(pools, scores, strict=True) for m in s.missed]
     merged = [f"seed {p.seed}: {m}" for p, s in zip(pools, scores, strict=True) for m in s.merged]
-    residuals = _residuals(pools)
+    residuals, lowest = _residuals(pools)
     rows: list[dict[str, Any]] = []
     for kind in sorted(k for k in residuals if not k.startswith(("semantic", "exact"))):
         lost = sum(f"({kind}, " in text for text in missed)
@@ -142,6 +142,7 @@ def near_exact(pools: Sequence[Pool]) -> tuple[list[dict[str, Any]], dict[str, A
                 "missed": lost,
                 "usual score": float(np.median(residuals[kind])),
                 "worst score": max(residuals[kind]),
+                "lowest cosine": lowest[kind],
             }
         )
     other_edits = {
@@ -158,14 +159,18 @@ def near_exact(pools: Sequence[Pool]) -> tuple[list[dict[str, Any]], dict[str, A
     return rows, details
 
 
-def _residuals(pools: Sequence[Pool]) -> dict[str, list[float]]:
-    """The pixel check's score (at most 1: confirmed) of each planted copy against its source."""
-    found: dict[str, list[float]] = {}
+def _residuals(pools: Sequence[Pool]) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Of planted copies by kind: the pixel check's scores (at most 1: confirmed) against their
+    sources, and the lowest cosine (over `propose`: looked at)."""
+    scores: dict[str, list[float]] = {}
+    lowest: dict[str, float] = {}
     for pool in pools:
-        for copy, source, _ in pool.planted():
+        for copy, source, cosine in pool.planted():
+            kind = pool.samples[copy]["copy_kind"]
             verdict = is_near_exact(pool.pixels[copy], pool.pixels[source], pool.config.copies.rule)
-            found.setdefault(pool.samples[copy]["copy_kind"], []).append(verdict.score)
-    return found
+            scores.setdefault(kind, []).append(verdict.score)
+            lowest[kind] = min(cosine, lowest.get(kind, 1.0))
+    return scores, lowest
 
 
 def _distinct_residuals(pools: Sequence[Pool]) -> dict[str, Any]:
@@ -268,7 +273,7 @@ def failures(pool: Pool, path: Path) -> None:
             text = f"cosine {cosine:.3f}   {_caption(pool, a, b)}"
             draw.text((left, top + _CELL[1] + 6), text, _INK, font("sans", 14))
         y += -(-len(pairs) // 2) * height
-    sheet.quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
+    sheet.quantize(256, kmeans=1, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def _caption(pool: Pool, a: str, b: str) -> str:

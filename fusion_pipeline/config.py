@@ -109,7 +109,13 @@ def _expert_choice(value: object) -> object:
     ((name, settings),) = value.items()
     if name not in EXPERTS:
         raise ValueError(f"no expert is called {name!r}; known: {', '.join(sorted(EXPERTS))}")
-    return {"name": name, "config": load_expert(name).Config.model_validate(settings or {})}
+    kind = load_expert(name).Config
+    try:
+        return {"name": name, "config": kind.model_validate(settings or {})}
+    except ValidationError as error:
+        # Told here: pydantic would name the fields without their expert.
+        lines = [_explain(detail, kind) for detail in error.errors(include_input=False)]
+        raise ValueError("; ".join(f"{name}.{line}" for line in lines)) from error
 
 
 class EngineChoice(_Model):
@@ -125,6 +131,8 @@ class EngineChoice(_Model):
     def _named(cls, value: object) -> object:
         if value == "composer":
             value = {"composer": {}}
+        if isinstance(value, str):
+            raise ValueError("name an engine: composer, or {endpoint: {url: ..., model: ...}}")
         if not isinstance(value, dict):
             return value
         if not value.get("name"):
@@ -223,9 +231,11 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     Raises ConfigError, whose message names the file, the field and the fix.
     """
     try:
-        raw = yaml.safe_load(path.read_text())
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file. Ready ones are in configs/.") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(raw, dict):
@@ -256,10 +266,10 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     here[leaf] = value
 
 
-def _explain(detail: Any) -> str:
+def _explain(detail: Any, model: type[BaseModel] = Config) -> str:
     field = ".".join(str(part) for part in detail["loc"]) or "config"
     if detail["type"] == "extra_forbidden":
-        known = _fields_at(detail["loc"][:-1])
+        known = _fields_at(model, detail["loc"][:-1])
         near = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
         return f"{field}: unknown setting; {hint}"
@@ -268,9 +278,9 @@ def _explain(detail: Any) -> str:
     return f"{field}: {detail['msg'].removeprefix('Value error, ')}"
 
 
-def _fields_at(location: Sequence[str | int]) -> list[str]:
+def _fields_at(top: type[BaseModel], location: Sequence[str | int]) -> list[str]:
     """Names of the settings that a place in the config knows."""
-    model: Any = Config
+    model: Any = top
     for part in location:
         field = getattr(model, "model_fields", {}).get(part)
         if field is None:

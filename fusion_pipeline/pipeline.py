@@ -9,6 +9,7 @@ in memory between them.
 """
 
 import contextlib
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 from rich.console import Console
 
 from fusion_pipeline.config import Config, EngineChoice
+from fusion_pipeline.dataset.accounting import count_table
 from fusion_pipeline.dataset.artifacts import Artifact, artifact_state
 from fusion_pipeline.dataset.fingerprints import Fingerprint, fingerprint
 from fusion_pipeline.dataset.layout import Dataset
@@ -27,7 +29,7 @@ from fusion_pipeline.dataset.storage import Storage
 from fusion_pipeline.dataset.tables import FingerprintMismatchError
 from fusion_pipeline.engine.chain import Chain, run_in_process
 from fusion_pipeline.engine.run import Fuse, RunLog, drive, new_run_id
-from fusion_pipeline.engine.shard import ShardResult, Step
+from fusion_pipeline.engine.shard import ALL_SHARDS, ShardResult, Step
 from fusion_pipeline.engine.stage import Source, Stage
 from fusion_pipeline.errors import FusionError
 from fusion_pipeline.export.captions import Export
@@ -399,9 +401,17 @@ class Runner:
             if state == "changed":
                 dataset.drop_table(phase.writes)
             dataset.describe_table(phase.writes, artifact.made_by)
-        with self._console.status(f"{phase.step.name} …"):
-            self._task()(phase.step.run, dataset, artifact, token)
-        self._console.print(f"{phase.step.name}: done")
+        run_task = self._task()
+        with (
+            RunLog(dataset.storage, self._run_id) as log,
+            self._console.status(f"{phase.step.name} …"),
+        ):
+            started = time.perf_counter()
+            run_task(phase.step.run, dataset, artifact, token)
+            seconds = time.perf_counter() - started
+            rows = count_table(dataset, artifact.reads[0]).rows
+            log.add(ShardResult(phase.step.name, ALL_SHARDS, rows, rows, 0, seconds, None))
+        self._console.print(f"{phase.step.name}: {rows:,} rows in {seconds:.1f} s")
         self.committed += 1
 
     def _table_state(self, phase: GlobalPhase, state: str) -> str:

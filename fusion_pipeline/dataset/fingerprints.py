@@ -55,8 +55,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
     """`config.min_short_edge: 448 -> 256`, one line for every leaf that differs."""
     lines = []
     for name in sorted(old.keys() | new.keys()):
-        a, b = old.get(name), new.get(name)
-        if a == b:
+        a, b = old.get(name, "absent"), new.get(name, "absent")
+        if name in old and name in new and canonical_json(a) == canonical_json(b):
             continue
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             lines += differences(a, b, f"{prefix}{name}.")

@@ -49,6 +49,10 @@ class Step:
         return SAMPLES if isinstance(self.work, Source) else self.work.name
 
 
+ALL_SHARDS = -1
+"""Shard number, in a run's log, of a global step."""
+
+
 @dataclass(frozen=True)
 class ShardResult:
     """What one step did with one shard; goes into the run's log, never into a table."""
@@ -84,7 +88,10 @@ def make_shard(
 ) -> ShardResult:
     """Make a shard: tar first, `samples` last; that table marks the shard as complete."""
     started = time.perf_counter()
-    contents = maker(shard)
+    try:
+        contents = maker(shard)
+    except Exception as error:  # one bad row is in `sources`; this is the source itself
+        raise broken(step.work.name, f"broke on shard {shard}", error) from error
     check_token(dataset.storage, token)
     dataset.storage.put(dataset.shard_path(shard), contents.tar)
     commit(dataset, token, contents.sources, SOURCES, shard, step.made_by, {})

@@ -88,7 +88,8 @@ class Report:
     def _content(self) -> dict[str, Any]:
         digest = self._digest()  # first: a table that changes from here on outdates the page
         stages = (*self._selected_tables()[1:],)
-        steps = ("ingest", *POOL_TABLES[2:], "repack", *stages)
+        of_pool = ("ingest", "resolution", "embeddings", "centroids", "clusters", "selection")
+        steps = (*of_pool, "repack", *stages)
         tables = [(self.pool, name) for name in POOL_TABLES]
         tables += [(self.selected, name) for name in self._selected_tables()]
         return {

@@ -1,7 +1,7 @@
 """The global step that decides: exact copies, near-exact copies, semantic duplicates, budget.
 
 Result: the shard-aligned table `selection`; a row that is ok there goes into the selected dataset.
-All rows' embeddings are in one memory here (2 x d bytes a row: 2.6 GB a million rows).
+All rows' embeddings are in one memory here, twice (4 x d bytes a row: 5 GB a million rows).
 """
 
 from collections import defaultdict
@@ -162,19 +162,14 @@ def _decide(config: Selection, dataset: Dataset, rows: _Rows) -> list[Outcome]:
 
     chosen = choose(cluster, order, dropped_by < 0, config.per_cluster)
     reason[(dropped_by < 0) & ~chosen] = "over_budget"
-    unit = vectors.astype(np.float32)
-    return [
-        _outcome(rows, int(cluster[i]), str(reason[i]), int(dropped_by[i]), unit, i)
-        for i in range(n)
-    ]
+    return [_outcome(rows, int(cluster[i]), str(reason[i]), int(dropped_by[i]), i) for i in place]
 
 
-def _outcome(
-    rows: _Rows, cluster: int, reason: str, by: int, unit: npt.NDArray[np.float32], i: int
-) -> Outcome:
+def _outcome(rows: _Rows, cluster: int, reason: str, by: int, i: int) -> Outcome:
     values: dict[str, Any] = {"cluster": cluster}
     if by >= 0:
-        values |= {"same_as": rows.key[by], "similarity": float(unit[i] @ unit[by])}
+        own, kept = (rows.embeddings[row].astype(np.float32) for row in (i, by))
+        values |= {"same_as": rows.key[by], "similarity": float(own @ kept)}
     return NotOk("filtered", reason, values) if reason else Ok(values)
 
 

@@ -33,7 +33,7 @@ def test_a_reader_sees_one_whole_version_or_another(tmp_path: Path) -> None:
         while not writer.done():
             seen.add(storage.read("a/file"))
         writer.result()
-    assert 1 < len(seen)
+    assert len(seen) > 1
     assert seen <= set(versions)
     assert leftovers(tmp_path) == []
 
@@ -120,9 +120,8 @@ def test_a_text_file_appears_only_when_its_block_ends_well(tmp_path: Path) -> No
         file.flush()
         assert not storage.exists("out/lines.txt")
     assert storage.read("out/lines.txt").decode() == "eins — ü\n"
-    with pytest.raises(ZeroDivisionError), storage.writer("out/lines.txt") as file:
-        file.write("half")
-        _ = 1 / 0
+    with pytest.raises(KeyboardInterrupt):
+        write_half(storage, "out/lines.txt")
     assert storage.read("out/lines.txt").decode() == "eins — ü\n"
     assert leftovers(tmp_path) == []
 
@@ -150,3 +149,9 @@ def test_workers_open_the_same_root(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert pickle.loads(sent).read("f") == b"x"  # noqa: S301 - our own bytes, as Ray sends them
+
+
+def write_half(storage: Storage, path: str) -> None:
+    with storage.writer(path) as file:
+        file.write("half")
+        raise KeyboardInterrupt
