@@ -33,7 +33,8 @@ from fusion_pipeline.engine.chain import Chain
 from fusion_pipeline.engine.ray_pool import RayOptions, run_on_ray, start_ray, stop_ray
 from fusion_pipeline.engine.shard import Step
 from fusion_pipeline.perceive.stage import Perceive, load_expert
-from fusion_pipeline.pipeline import Options, Runner, build_pipeline
+from fusion_pipeline.pipeline import build_pipeline
+from fusion_pipeline.runner import Options, Runner
 
 CORES = 2
 CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.yaml"

@@ -28,7 +28,8 @@ from fusion_pipeline.demo.evaluate import Row, TextScore, Truth, score_text
 from fusion_pipeline.engine.chain import Chain, run_in_process
 from fusion_pipeline.engine.shard import Step
 from fusion_pipeline.perceive.stage import Perceive, load_expert
-from fusion_pipeline.pipeline import ChainPhase, Options, Runner, build_pipeline
+from fusion_pipeline.pipeline import ChainPhase, build_pipeline
+from fusion_pipeline.runner import Options, Runner
 
 CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
 EXPERT = "rapidocr"

@@ -30,7 +30,8 @@ from fusion_pipeline.dataset.layout import Dataset
 from fusion_pipeline.demo import make_demo_data
 from fusion_pipeline.demo.canvas import font
 from fusion_pipeline.demo.evaluate import Row, Truth, score_copies, score_semantic
-from fusion_pipeline.pipeline import Options, Runner, build_pipeline
+from fusion_pipeline.pipeline import build_pipeline
+from fusion_pipeline.runner import Options, Runner
 from fusion_pipeline.select.copies import is_near_exact
 from fusion_pipeline.select.dedup import greedy
 from fusion_pipeline.select.embed import read_embeddings

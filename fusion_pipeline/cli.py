@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from fusion_pipeline.errors import FusionError, printable
+
 if TYPE_CHECKING:  # imported inside the commands: `fusion --help` is to answer at once
     from fusion_pipeline.pipeline import Pipeline
 
@@ -52,7 +54,7 @@ def run(
     ] = False,
 ) -> None:
     """Run what is missing. The same command again resumes."""
-    from fusion_pipeline.pipeline import Options, Runner
+    from fusion_pipeline.runner import Options, Runner
 
     pipeline = _pipeline(config, overrides)
     options = Options(only, until, limit, overwrite, retry_failed, in_process)
@@ -61,7 +63,7 @@ def run(
     if not runner.committed:
         console.print("Nothing to do: every step is complete.")
     for line in pipeline.outputs():
-        console.print(line, soft_wrap=True, highlight=False)
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 @app.command(epilog="Example: fusion status configs/quickstart.yaml --json")
@@ -173,14 +175,13 @@ def _print_json(value: object) -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    console.print(f"[red bold]error:[/] {escape(message)}", soft_wrap=True, highlight=False)
+    text = escape(printable(message))
+    console.print(f"[red bold]error:[/] {text}", soft_wrap=True, highlight=False)
     sys.exit(1)
 
 
 def main() -> None:
     """Entry point: known errors become one message and exit status 1, others keep their trace."""
-    from fusion_pipeline.errors import FusionError
-
     try:
         app()
     except FusionError as error:

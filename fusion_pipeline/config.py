@@ -19,6 +19,7 @@ from pydantic import (
 
 from experts import EXPERTS
 from experts.base import ExpertConfig
+from fusion_pipeline.dataset.images import MAX_PIXELS
 from fusion_pipeline.errors import FusionError
 from fusion_pipeline.fuse.composer import ComposerConfig
 from fusion_pipeline.fuse.endpoint import EndpointConfig
@@ -47,7 +48,7 @@ class SourceConfig(_Model):
     """Samples a shard."""
     max_shard_mb: int = Field(256, ge=1, le=256)
     max_image_mb: int = Field(64, ge=1)
-    max_pixels: int = Field(100_000_000, ge=1)
+    max_pixels: int = Field(MAX_PIXELS, ge=1, le=MAX_PIXELS)
     """Width x height above which an image is refused undecoded."""
 
     @model_validator(mode="after")
@@ -195,6 +196,17 @@ class Config(_Model):
     caption: CaptionConfig = CaptionConfig()
     runner: RunnerConfig = RunnerConfig()
     report: ReportConfig = ReportConfig()
+
+    @model_validator(mode="after")
+    def _apart(self) -> "Config":
+        place = self.source.folder or self.source.webdataset or ""
+        if "://" not in place + self.run and Path(self.run).resolve().is_relative_to(
+            Path(place).resolve()
+        ):
+            raise ValueError(
+                f"run: {self.run} lies inside the source {place}: outputs would become input"
+            )
+        return self
 
     @field_validator("experts", mode="before")
     @classmethod

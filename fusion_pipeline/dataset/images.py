@@ -142,14 +142,17 @@ def _open(data: bytes, max_pixels: int) -> tuple[Image.Image, str]:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits: keep the high byte; Pillow's convert would clip
-        high = np.asarray(image).astype(np.int64).clip(0, 65535) >> 8
-        return Image.fromarray(high.astype(np.uint8)).convert("RGB")
+        pixels = np.asarray(image)
+        if pixels.dtype != np.uint16:  # stored as 32 bits
+            pixels = pixels.clip(0, 65535).astype(np.uint16)
+        return Image.fromarray((pixels >> 8).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise DecodeError(DecodeReason.UNSUPPORTED, "32-bit float pixels")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
+        white = Image.new("RGB", rgba.size, "white")
+        white.paste(rgba, mask=rgba.getchannel("A"))
+        return white
     return image.convert("RGB")
 
 

@@ -74,10 +74,12 @@ class Dataset:
             self.storage.delete(TEMPORARY)
 
     def clear(self) -> None:
-        """Remove all shards, tables and artifacts; logs stay. Tables first: they mark shards."""
+        """Remove all shards, tables and artifacts; logs stay. Plans go first: whatever a crash
+        leaves of the rest is then not taken for theirs."""
+        self.storage.delete("artifacts")
         for name in self.table_names():
             self.drop_table(name)
-        for folder in ("tables", "artifacts", "shards"):
+        for folder in ("tables", "shards"):
             self.storage.delete(folder)
 
     # Paths

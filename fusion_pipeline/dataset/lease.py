@@ -121,11 +121,19 @@ def hold_lease(storage: Storage, run: str) -> Iterator[str]:
     stop = threading.Event()
 
     def beat() -> None:
+        alive = time.monotonic()
         while not stop.wait(HEARTBEAT_S):
-            if (held := read_lease(storage)) is None or held.token != lease.token:
-                return
-            fresh = Lease(**{**asdict(lease), "heartbeat": time.time()})
-            storage.put(LEASE, _encode(fresh))
+            try:
+                held = read_lease(storage)
+                if held is None or held.token != lease.token:
+                    return
+                if time.monotonic() - alive > EXPIRES_S - HEARTBEAT_S:
+                    return  # frozen for too long: another run may be taking over at this moment
+                fresh = Lease(**{**asdict(lease), "heartbeat": time.time()})
+                storage.put(LEASE, _encode(fresh))
+                alive = time.monotonic()
+            except OSError:
+                continue  # the store did not answer; the next beat may come through
 
     thread = threading.Thread(target=beat, name="lease-heartbeat", daemon=True)
     thread.start()

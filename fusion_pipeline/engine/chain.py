@@ -4,7 +4,7 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from fusion_pipeline.dataset.layout import Dataset
-from fusion_pipeline.dataset.schemas import SOURCES
+from fusion_pipeline.dataset.schemas import SOURCES, UPSTREAM
 from fusion_pipeline.engine.shard import ShardResult, Step, broken, make_shard, run_stage
 from fusion_pipeline.engine.stage import Resources, ShardImages, ShardMaker, Source, Worker
 
@@ -49,14 +49,13 @@ class Chain:
     def pending(self, shards: Sequence[int]) -> dict[str, list[int]]:
         """For each table with something to do its shards, in order; by listing, O(shards)."""
         found: dict[str, list[int]] = {}
-        retry = False
+        retried: set[int] = set()
         for step in self.steps:
             done = self.dataset.shards_of(step.table)
-            todo = [shard for shard in shards if shard not in done]
             if self.retry_failed and not isinstance(step.work, Source):
                 # What hangs on a retried table is looked at again, too.
-                retry = retry or any(self._has_failures(step, s) for s in shards if s in done)
-                todo = list(shards) if retry else todo
+                retried.update(s for s in shards if s in done and self._is_to_retry(step, s))
+            todo = [shard for shard in shards if shard not in done or shard in retried]
             if todo:
                 found[step.table] = todo
         return found
@@ -66,10 +65,15 @@ class Chain:
         steps = tuple(step for step in self.steps if step.table in tables)
         return replace(self, steps=steps)
 
-    def _has_failures(self, step: Step, shard: int) -> bool:
-        return any(
-            name.startswith("failed") for name in self.dataset.read_footer(step.table, shard).counts
-        )
+    def _is_to_retry(self, step: Step, shard: int) -> bool:
+        """Whether rows failed, or were left out for an upstream table that has changed since."""
+        footer = self.dataset.read_footer(step.table, shard)
+        if any(name.startswith("failed") for name in footer.counts):
+            return True
+        if not any(name.startswith(f"filtered:{UPSTREAM}") for name in footer.counts):
+            return False
+        inputs = footer.inputs.items()
+        return any(self.dataset.read_footer(name, shard).digest != old for name, old in inputs)
 
 
 @dataclass

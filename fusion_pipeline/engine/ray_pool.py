@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from fusion_pipeline.engine.chain import Chain, ChainRunner
 from fusion_pipeline.engine.shard import ShardResult, StageError
+from fusion_pipeline.errors import FusionError
 
 _ROW = pa.schema(
     [
@@ -81,7 +82,8 @@ _ENVIRONMENT = {
 def start_ray(options: RayOptions) -> None:
     """Connect to the cluster, or start one on this machine with a loopback dashboard."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if options.address is None:
+    address = options.address or os.environ.get("RAY_ADDRESS")  # a submitted job has the latter
+    if address is None:
         # Ray Data trips Ray's own warning on each pool (ray-project/ray#53727) from C++.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
@@ -96,7 +98,7 @@ def start_ray(options: RayOptions) -> None:
         "logging_level": logging.WARNING,
         "runtime_env": {"env_vars": _ENVIRONMENT},
     }
-    if options.address is None:
+    if address is None:
         common |= {
             "num_cpus": options.cpus,
             "include_dashboard": options.dashboard,
@@ -104,7 +106,7 @@ def start_ray(options: RayOptions) -> None:
             "object_store_memory": 256 * 2**20,  # only shard numbers travel
         }
     else:
-        common["address"] = options.address
+        common["address"] = address
     with _quiet_stderr():
         ray.init(**common)
 
@@ -162,7 +164,7 @@ def run_on_ray(chain: Chain, shards: Sequence[int]) -> Iterator[ShardResult]:
                 if row["step"] is not None:
                     yield ShardResult(**row)
     except RayError as error:
-        raise _stage_error(error) from error
+        raise _own_error(error) from error
 
 
 def _apply(function: Callable[..., None], *arguments: object) -> None:
@@ -213,11 +215,11 @@ def _configure_ray_data() -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
-def _stage_error(error: BaseException) -> StageError:
-    """The worker's own StageError out of the wrappers that Ray puts around it."""
+def _own_error(error: BaseException) -> FusionError:
+    """The worker's own error out of the wrappers that Ray puts around it."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, StageError):
+        if isinstance(cause, FusionError):
             return cause
         cause = getattr(cause, "cause", None) or cause.__cause__
     return StageError(f"a Ray worker failed: {error}")

@@ -90,6 +90,8 @@ def make_shard(
     started = time.perf_counter()
     try:
         contents = maker(shard)
+    except FusionError:
+        raise
     except Exception as error:  # one bad row is in `sources`; this is the source itself
         raise broken(step.work.name, f"broke on shard {shard}", error) from error
     check_token(dataset.storage, token)

@@ -44,6 +44,7 @@ class Export:
 
     def run(self) -> int:
         """Write everything anew; returns the number of captioned samples."""
+        inputs = self.inputs()  # first: a table that changes from here on outdates the export
         provenance = self._provenance()
         self.out.delete(MANIFEST)
         count = 0
@@ -54,7 +55,7 @@ class Export:
                 dense.write(json.dumps({**record, **provenance}, ensure_ascii=False) + "\n")
                 count += 1
             llava.write("\n]\n" if count else "[]\n")
-        manifest = {"inputs": self.inputs(), "samples": count, **provenance}
+        manifest = {"inputs": inputs, "samples": count, **provenance}
         self.out.put(MANIFEST, json.dumps(manifest, indent=1).encode())
         return count
 

@@ -7,6 +7,8 @@ from fusion_pipeline.dataset.samples import Limits, cut
 from fusion_pipeline.dataset.storage import Storage
 from fusion_pipeline.ingest.rows import (
     IMAGE_EXTENSIONS,
+    MAX_ROW_BYTES,
+    MAX_TEXT_BYTES,
     InputRow,
     PlannedShard,
     SourceError,
@@ -18,19 +20,22 @@ from fusion_pipeline.ingest.rows import (
 _TEXTS = ("txt", "json")
 
 
+def is_input(path: str) -> bool:
+    """Whether a file is an image or a text; hidden files are neither."""
+    pure = PurePosixPath(path)
+    if any(part.startswith(".") for part in pure.parts):
+        return False
+    return pure.suffix[1:].lower() in IMAGE_EXTENSIONS.union(_TEXTS)
+
+
 def plan_folder(storage: Storage, limits: Limits) -> Iterator[PlannedShard]:
     """Shards of all images under the root, in the order of their paths; hidden files are left."""
     images: dict[str, list[str]] = {}
     texts: dict[str, list[str]] = {}
-    for path in storage.files(""):
+    for path in filter(is_input, storage.files("")):
         pure = PurePosixPath(path)
-        if any(part.startswith(".") for part in pure.parts):
-            continue
-        extension = pure.suffix[1:].lower()
-        if extension in IMAGE_EXTENSIONS:
-            images.setdefault(str(pure.with_suffix("")), []).append(path)
-        elif extension in _TEXTS:
-            texts.setdefault(str(pure.with_suffix("")), []).append(path)
+        found = texts if pure.suffix[1:].lower() in _TEXTS else images
+        found.setdefault(str(pure.with_suffix("")), []).append(path)
     rows: list[tuple[str, ...]] = []
     for stem in sorted(images.keys() | texts.keys()):
         for image in images.get(stem, [""]):  # a text without an image is a row, too
@@ -46,7 +51,10 @@ def plan_folder(storage: Storage, limits: Limits) -> Iterator[PlannedShard]:
 def read_folder_rows(storage: Storage, part: PlannedShard) -> Iterator[InputRow]:
     for files in part.files:
         try:
-            yield _row(storage, *files)
+            if files[0] and (size := storage.size(files[0])) > MAX_ROW_BYTES:
+                yield InputRow("", files[0], None, None, None, damaged=f"{size:,} bytes")
+            else:
+                yield _row(storage, *files)
         except (FileNotFoundError, PermissionError) as error:
             name = files[0] or files[1]
             yield InputRow("", name, None, None, None, damaged=type(error).__name__)
@@ -55,7 +63,7 @@ def read_folder_rows(storage: Storage, part: PlannedShard) -> Iterator[InputRow]
 def _row(storage: Storage, image: str, *texts: str) -> InputRow:
     text, url = None, None
     for path in texts:
-        data = storage.read(path)
+        data = storage.read_range(path, 0, MAX_TEXT_BYTES + 1)
         if path.lower().endswith(".txt"):
             text = parse_text(data) or text
         else:

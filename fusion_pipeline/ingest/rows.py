@@ -12,7 +12,9 @@ from fusion_pipeline.errors import FusionError
 IMAGE_EXTENSIONS = frozenset(
     {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "jfif", "img", "image"}
 )
-_MAX_TEXT_BYTES = 64 * 1024
+MAX_TEXT_BYTES = 64 * 1024
+MAX_ROW_BYTES = 256 * 2**20
+"""A row over this is refused unread: it would not fit in the memory of a worker."""
 
 
 class SourceError(FusionError):
@@ -78,12 +80,12 @@ def storable(text: str) -> str:
 
 
 def parse_text(data: bytes) -> str:
-    return data[:_MAX_TEXT_BYTES].decode("utf-8", errors="replace").strip()
+    return data[:MAX_TEXT_BYTES].decode("utf-8", errors="replace").strip()
 
 
 def parse_metadata(data: bytes) -> dict[str, Any]:
     """A row's JSON member; anything but an object reads as none: it only adds to the image."""
-    if len(data) > _MAX_TEXT_BYTES:
+    if len(data) > MAX_TEXT_BYTES:
         return {}
     try:
         value = json.loads(data)

@@ -16,7 +16,7 @@ from fusion_pipeline.dataset.samples import Limits, Sample, pack_samples, sample
 from fusion_pipeline.dataset.schemas import SOURCES_SCHEMA
 from fusion_pipeline.dataset.storage import Storage
 from fusion_pipeline.engine.stage import CPU_WORKER, Resources, ShardContents, ShardMaker
-from fusion_pipeline.ingest.folder import plan_folder, read_folder_rows
+from fusion_pipeline.ingest.folder import is_input, plan_folder, read_folder_rows
 from fusion_pipeline.ingest.rows import (
     PLAN_SCHEMA,
     InputRow,
@@ -25,7 +25,7 @@ from fusion_pipeline.ingest.rows import (
     SourceError,
     storable,
 )
-from fusion_pipeline.ingest.webdataset import plan_tars, read_tar_rows
+from fusion_pipeline.ingest.webdataset import is_tar, plan_tars, read_tar_rows
 
 PLAN = "artifacts/ingest_plan.parquet"
 _LISTING = b"fusion_pipeline.listing"
@@ -70,8 +70,8 @@ class Ingest:
         if stored.schema.metadata[_LISTING].decode() != listing:
             raise SourceChangedError(
                 f"source.{self.kind}: the files under {source.url} changed since this dataset was "
-                "planned (names or sizes). Choose a new `run` folder, or run again with "
-                "--overwrite to ingest anew."
+                "planned (names or sizes), or the source's settings. Choose a new `run` folder, "
+                "or run again with --overwrite to ingest anew."
             )
         return [_planned(row) for row in stored.to_pylist()]
 
@@ -88,7 +88,8 @@ class Ingest:
         return plan
 
     def _listing(self, source: Storage) -> str:
-        """Digest of the names and sizes of the source's files."""
+        """Digest of all that the plan is made of: settings, and the files' names and sizes."""
+        is_used = {"webdataset": is_tar, "folder": is_input}
         files = source.files("")
         if not files:
             raise SourceError(
@@ -100,8 +101,10 @@ class Ingest:
             raise SourceError(
                 f"source.{self.kind}: a file name is not UTF-8: {storable(odd)}. Rename this file."
             )
-        names = [[name, source.size(name)] for name in files]
-        return hashlib.sha256(canonical_json(names).encode()).hexdigest()
+        used = [name for name in files if is_used[self.kind](name)]
+        names = [[name, source.size(name)] for name in used]
+        planned = {"kind": self.kind, "settings": self.settings(), "files": names}
+        return hashlib.sha256(canonical_json(planned).encode()).hexdigest()
 
     def open_source(self) -> ShardMaker:
         plan = [_planned(row) for row in self._stored().to_pylist()]

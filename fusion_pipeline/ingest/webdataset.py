@@ -8,7 +8,7 @@ import io
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
 from fusion_pipeline.dataset.samples import Limits, cut
@@ -16,6 +16,7 @@ from fusion_pipeline.dataset.storage import Storage
 from fusion_pipeline.dataset.tars import Member, is_plain, read_headers, read_members
 from fusion_pipeline.ingest.rows import (
     IMAGE_EXTENSIONS,
+    MAX_ROW_BYTES,
     InputRow,
     PlannedShard,
     SourceError,
@@ -46,10 +47,14 @@ class _Group:
         return key == self.key and extension not in self.extensions
 
 
+def is_tar(path: str) -> bool:
+    return path.endswith(".tar")
+
+
 def plan_tars(storage: Storage, limits: Limits) -> Iterator[PlannedShard]:
     """Shards of every `*.tar` under the root, in the order of their names."""
     files = storage.files("")
-    names = [name for name in files if name.endswith(".tar")]
+    names = [name for name in files if is_tar(name)]
     if not names:
         compressed = [name for name in files if ".tar." in name or name.endswith(".tgz")]
         hint = f" ({compressed[0]} is compressed: unpack it to .tar)" if compressed else ""
@@ -106,6 +111,11 @@ def _find_groups(storage: Storage, name: str) -> tuple[list[_Group], str | None]
 
 def read_tar_rows(storage: Storage, part: PlannedShard) -> Iterator[InputRow]:
     """Rows of one planned shard; a damaged source adds a row that says so."""
+    size = part.end - part.start
+    if part.rows == 1 and size > MAX_ROW_BYTES:
+        name = f".row@{part.start}"
+        yield InputRow(part.source, name, None, None, None, damaged=f"a row of {size:,} bytes")
+        part = replace(part, rows=0)
     data = storage.read_range(part.source, part.start, part.end) if part.rows else b""
     seen = Counter(part.repeated)
     group = _Group("", 0, 0)

@@ -1,6 +1,7 @@
 """The stage that hosts any expert."""
 
 import importlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,14 @@ import pyarrow as pa
 
 from experts import EXPERTS
 from experts.base import Context, Expert, ExpertConfig
-from fusion_pipeline.dataset.evidence import ARROW_TYPES, Evidence, to_arrow
+from fusion_pipeline.dataset.evidence import (
+    ARROW_TYPES,
+    DetectedObject,
+    Evidence,
+    Tag,
+    TextLine,
+    to_arrow,
+)
 from fusion_pipeline.dataset.images import DecodeError, decode
 from fusion_pipeline.dataset.rows import NotOk, Ok, Outcome, build_table, failed
 from fusion_pipeline.engine.stage import CPU_WORKER, Resources, ShardBlock, Worker
@@ -98,5 +106,16 @@ class _PerceiveWorker:
             return [outcome for i, c in pairs for outcome in self._look([i], [c])]
 
     def _ok(self, evidence: Evidence) -> Outcome:
+        if not all(_is_finite(item) for item in evidence):
+            return NotOk("failed", "not_finite: a score or coordinate is no number")
         kind = self._expert.kind
         return Ok({kind.value: to_arrow(kind, [evidence]).to_pylist()[0]})
+
+
+def _is_finite(item: Tag | DetectedObject | TextLine) -> bool:
+    place: tuple[float, ...] = ()
+    if isinstance(item, DetectedObject):
+        place = item.box
+    elif isinstance(item, TextLine):
+        place = item.quad
+    return all(map(math.isfinite, (item.score, *place)))

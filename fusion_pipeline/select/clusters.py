@@ -12,10 +12,15 @@ from fusion_pipeline.dataset.artifacts import Artifact, read_artifact, write_art
 from fusion_pipeline.dataset.layout import Dataset
 from fusion_pipeline.dataset.rows import Ok, build_table
 from fusion_pipeline.engine.stage import CPU_WORKER, Resources, ShardBlock, Worker
+from fusion_pipeline.errors import FusionError
 from fusion_pipeline.select.embed import read_embeddings
 from fusion_pipeline.select.kmeans import POINTS_PER_CENTROID, assign, draw_sample, fit_centroids
 
 CENTROIDS = "centroids"
+
+
+class NoImagesError(FusionError):
+    """Every sample failed or was filtered before it could be clustered."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class Centroids:
                 keys, rows = [keys[i] for i in keep], rows[keep]
         keep = draw_sample(keys, size, self.seed)
         if not len(keep):
-            raise ValueError("no image is left to cluster: look at `fusion status` for why")
+            raise NoImagesError("no image is left to cluster: `fusion status` says why")
         fitted = fit_centroids(
             rows[keep].astype(np.float32), self.clusters, self.iterations, self.seed
         )

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
@@ -54,6 +53,8 @@ def fit_centroids(
     rows = unit_rows(sample)
     if len(rows) == 0:
         raise ValueError("k-means needs at least one row")
+    import faiss  # an extra: only what clusters needs it
+
     kmeans = faiss.Kmeans(
         rows.shape[1],
         min(k, len(rows)),
@@ -79,6 +80,8 @@ def assign(
     centroids in float64 and the lowest index wins a tie, so a row's cluster does not depend on
     the rows beside it.
     """
+    import faiss  # an extra: only what clusters needs it
+
     centres = unit_rows(centroids)
     centres64 = centres.astype(np.float64)
     cluster = np.empty(len(embeddings), dtype=np.int32)
@@ -103,6 +106,8 @@ def assign(
 
 @contextmanager
 def _faiss_threads(threads: int) -> Iterator[None]:
+    import faiss
+
     # The setting is process-wide, so it goes back to what it was.
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(threads)

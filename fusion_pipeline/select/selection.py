@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -31,6 +32,8 @@ SELECTION = "selection"
 _DECODE_EDGE = 600
 """Short edge of the decode that the pixel check gets: more than its working size."""
 _CACHED_IMAGES = 64
+_MAX_CACHED_PIXELS = 4_000_000
+"""Of one decoded image: 64 of them stay under 800 MB."""
 
 Int64 = npt.NDArray[np.int64]
 
@@ -87,7 +90,7 @@ class Selection:
         by_shard: dict[int, dict[int, Outcome]] = defaultdict(dict)
         for i, outcome in enumerate(outcomes):
             by_shard[rows.shard[i]][rows.row[i]] = outcome
-        for shard in dataset.shards():
+        for shard in sorted(dataset.shards_of("clusters")):
             samples, _ = dataset.read_table("samples", shard)
             decided = by_shard[shard] | skipped.get(shard, {})
             ordered = [decided[row] for row in range(samples.num_rows)]
@@ -162,7 +165,9 @@ def _decide(config: Selection, dataset: Dataset, rows: _Rows) -> list[Outcome]:
 
     chosen = choose(cluster, order, dropped_by < 0, config.per_cluster)
     reason[(dropped_by < 0) & ~chosen] = "over_budget"
-    return [_outcome(rows, int(cluster[i]), str(reason[i]), int(dropped_by[i]), i) for i in place]
+    return [
+        _outcome(rows, int(cluster[i]), str(reason[i]), int(dropped_by[i]), i) for i in range(n)
+    ]
 
 
 def _outcome(rows: _Rows, cluster: int, reason: str, by: int, i: int) -> Outcome:
@@ -192,9 +197,14 @@ class _PixelCheck:
             row = int(subset[i])
             data = dataset.read_image(rows.shard[row], rows.offset[row], rows.size[row])
             try:
-                return decode(data, min_short_edge=_DECODE_EDGE)
+                image = decode(data, min_short_edge=_DECODE_EDGE)
             except DecodeError:
                 return None  # decoded at ingest; if it can't be now, it is no confirmed copy
+            scale = (_MAX_CACHED_PIXELS / (image.shape[0] * image.shape[1])) ** 0.5
+            if scale >= 1:
+                return image
+            smaller: RGB = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+            return smaller
 
         self._pixels = pixels
 

@@ -10,7 +10,8 @@ from rich.console import Console
 from fusion_pipeline.config import load_config
 from fusion_pipeline.demo import make_demo_data
 from fusion_pipeline.demo.evaluate import Truth
-from fusion_pipeline.pipeline import Options, Pipeline, Runner, build_pipeline
+from fusion_pipeline.pipeline import Pipeline, build_pipeline
+from fusion_pipeline.runner import Options, Runner
 
 FRESH_SEED = 29
 """No threshold was tuned on it."""

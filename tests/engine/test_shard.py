@@ -198,3 +198,17 @@ def test_config_that_changes_nothing_changes_no_fingerprint() -> None:
     assert replace(step.made_by, fields={**step.made_by.fields, "version": 2}).hash != (
         step.made_by.hash
     )
+
+
+def test_an_interrupted_retry_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    """The failed rows are healed, the run dies before what hangs on them was done again."""
+    cure = tmp_path / "cure"
+    steps = toy_steps(first=ToyStage("a", healed_by=str(cure)))
+    run_toy(tmp_path / "sick", range(4), steps)
+    cure.touch()
+    run_toy(tmp_path / "sick", range(4), steps[:2], retry_failed=True)  # `a` alone
+    again = run_toy(tmp_path / "sick", range(4), steps, retry_failed=True)
+    assert {result.step for result in again} == {"b", "nested/c"}
+    run_toy(tmp_path / "well", range(4), steps)
+    assert files_of(tmp_path / "sick") == files_of(tmp_path / "well")
+    assert run_toy(tmp_path / "sick", range(4), steps, retry_failed=True) == []

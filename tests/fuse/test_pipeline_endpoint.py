@@ -12,7 +12,8 @@ from rich.console import Console
 
 from fusion_pipeline.config import load_config
 from fusion_pipeline.dataset.accounting import count_table
-from fusion_pipeline.pipeline import Options, Runner, build_pipeline
+from fusion_pipeline.pipeline import build_pipeline
+from fusion_pipeline.runner import Options, Runner
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 KEY = "sk-test-8d1f4c2b9a7e6350"

@@ -1,0 +1,151 @@
+"""What trainers get: only captioned samples, images every loader opens, exact provenance."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from fusion_pipeline.dataset.fingerprints import Fingerprint
+from fusion_pipeline.dataset.images import decode, inspect
+from fusion_pipeline.dataset.layout import Dataset
+from fusion_pipeline.dataset.rows import NotOk, Ok, Outcome, build_table
+from fusion_pipeline.dataset.samples import Sample, pack_samples, sample_key
+from fusion_pipeline.dataset.storage import Storage
+from fusion_pipeline.dataset.tables import encode_table
+from fusion_pipeline.export.captions import Export
+from tests.dataset.pictures import ENCODED, close, noise, save
+
+STRING = pa.string()
+COLUMNS = {
+    "hints": [pa.field("hints", STRING)],
+    "prompts/v1": [pa.field("prompt", STRING)],
+    "captions/engine": [pa.field("caption", STRING), pa.field("finish", STRING)],
+}
+EXIF = Image.Exif()
+EXIF[0x0112] = 6
+IMAGES = [
+    ENCODED["jpeg"],
+    save(noise(), "JPEG", exif=EXIF),
+    ENCODED["webp animated"],
+    ENCODED["png palette"],
+]
+CAPTIONS = ['A "<image>" token & ünïcode\nin two lines', "Two.", None, "Four."]
+
+
+def put(dataset: Dataset, name: str, table: pa.Table, revision: str | None = None) -> None:
+    made = Fingerprint({"table": name, "revision": revision})
+    dataset.describe_table(name, made)
+    data, _ = encode_table(table, name, 0, made, {})
+    dataset.storage.put(dataset.table_path(name, 0), data)
+
+
+def captions(texts: list[str | None], keys: list[str]) -> pa.Table:
+    outcomes: list[Outcome] = [
+        NotOk("failed", "timeout") if t is None else Ok({"caption": t, "finish": "stop"})
+        for t in texts
+    ]
+    return build_table(keys, outcomes, COLUMNS["captions/engine"])
+
+
+@pytest.fixture
+def export(tmp_path: Path) -> Export:
+    dataset = Dataset.create(tmp_path / "selected")
+    samples = []
+    for i, data in enumerate(IMAGES):
+        sample = Sample(sample_key(data), data, inspect(data))
+        sample.add_row(f"row-{i}", f"alt {i}", f"https://x/{i}" if i else None)
+        samples.append(sample)
+    tar, table = pack_samples(samples)
+    dataset.storage.put(dataset.shard_path(0), tar)
+    keys = table["key"].to_pylist()
+    put(dataset, "samples", table)
+    hints: list[Outcome] = [Ok({"hints": json.dumps({"tags": [f"t{k[:2]}"]})}) for k in keys]
+    put(dataset, "hints", build_table(keys, hints, COLUMNS["hints"]))
+    prompts: list[Outcome] = [Ok({"prompt": f"describe {k}"}) for k in keys]
+    put(dataset, "prompts/v1", build_table(keys, prompts, COLUMNS["prompts/v1"]))
+    put(dataset, "tags/model", build_table(keys, [Ok({})] * 4, []), "sha256:77")
+    put(dataset, "captions/engine", captions(CAPTIONS, keys))
+    return Export(dataset, "captions/engine", "prompts/v1", Storage(tmp_path / "export"))
+
+
+def read(export: Export) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    llava = json.loads(export.out.read("llava.json"))
+    lines = export.out.read("densefusion.jsonl").decode().splitlines()
+    return llava, [json.loads(line) for line in lines]
+
+
+def test_only_captioned_samples_and_nothing_of_them_lost(export: Export) -> None:
+    assert export.run() == 3
+    llava, dense = read(export)
+    keys = [sample_key(IMAGES[i]) for i in (0, 1, 3)]
+    assert [row["id"] for row in llava] == [row["image_id"] for row in dense] == keys
+    assert [row["caption"] for row in dense] == [CAPTIONS[0], "Two.", "Four."]
+    assert [row["url"] for row in dense] == [None, "https://x/1", "https://x/3"]
+    assert [row["row_ids"] for row in dense] == [["row-0"], ["row-1"], ["row-3"]]
+    assert dense[0]["hints"] == {"tags": [f"t{keys[0][:2]}"]}
+    assert {row["engine"] for row in dense} == {"engine"}
+    assert {row["template"] for row in dense} == {"v1"}
+    assert dense[0]["revisions"] == {"tags/model": "sha256:77"}
+
+
+def test_a_quoted_image_token_stays_one_token(export: Export) -> None:
+    """LLaVA's loader counts `<image>` and fails on a second one."""
+    export.run()
+    llava, _ = read(export)
+    human, answer = llava[0]["conversations"]
+    assert (human["from"], answer["from"]) == ("human", "gpt")
+    assert human["value"].startswith("<image>\n")
+    assert (human["value"] + answer["value"]).count("<image>") == 1
+    assert "ünïcode\nin two lines" in answer["value"]
+
+
+def test_images_open_upright_everywhere(export: Export) -> None:
+    export.run()
+    llava, _ = read(export)
+    assert [Path(row["image"]).suffix for row in llava] == [".jpg", ".jpg", ".png"]
+    stored = [export.out.read(row["image"]) for row in llava]
+    assert stored[0] == IMAGES[0]  # already fine: not encoded again
+    for data, original in zip(stored, (IMAGES[0], IMAGES[1], IMAGES[3]), strict=True):
+        with Image.open(io.BytesIO(data)) as image:
+            assert image.getexif().get(0x0112, 1) == 1
+            assert close(np.asarray(image.convert("RGB")), decode(original), 6)
+    names = export.out.files("images")
+    assert len(names) == 3  # none of the sample without a caption
+
+
+def test_it_is_current_until_a_table_changes(export: Export) -> None:
+    assert not export.is_current()
+    export.run()
+    assert export.is_current()
+    first = {name: export.out.read(name) for name in export.out.files("")}
+    export.run()
+    assert {name: export.out.read(name) for name in export.out.files("")} == first
+    table, _ = export.selected.read_table("captions/engine", 0)
+    put(export.selected, "captions/engine", captions(["new"] * 4, table["key"].to_pylist()))
+    assert not export.is_current()
+    assert export.run() == 4
+    assert export.is_current()
+
+
+def test_a_run_that_breaks_is_not_current(
+    export: Export,
+) -> None:
+    export.run()
+    before = export.out.read("llava.json")
+    export.selected.storage.delete(export.selected.shard_path(0))
+    with pytest.raises(FileNotFoundError):
+        export.run()
+    assert not export.is_current()
+    assert export.out.read("llava.json") == before  # the old file, whole
+
+
+def test_no_captions_are_an_empty_list(export: Export) -> None:
+    table, _ = export.selected.read_table("captions/engine", 0)
+    put(export.selected, "captions/engine", captions([None] * 4, table["key"].to_pylist()))
+    assert export.run() == 0
+    assert read(export) == ([], [])
