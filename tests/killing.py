@@ -49,7 +49,7 @@ def kill_after_progress(driver: subprocess.Popen[bytes], root: Path, delay: floa
         family = [
             process
             for process in psutil.Process(driver.pid).children(recursive=True)
-            if "Agent" not in process.name()
+            if "agent" not in " ".join(process.cmdline()).lower()
         ]
         os.kill(driver.pid, signal.SIGKILL)
         driver.wait()
