@@ -53,7 +53,8 @@ def _commit() -> str:
         done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=RESULTS)
         return done.stdout.strip()
 
-    changed = git("status", "--porcelain", "--untracked-files=no")
+    own = ":(top,exclude)benchmarks/results"  # an earlier benchmark's result is no change
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":(top)", own)
     return git("rev-parse", "--short", "HEAD") + (" with changes" if changed else "")
 
 
