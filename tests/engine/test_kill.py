@@ -8,7 +8,7 @@ import pytest
 from tests.killing import finish, kill_after_progress, kill_an_actor, start
 from tests.toy import files_of, run_toy, toy_steps
 
-SHARDS = 48
+SHARDS = 120
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("ray")]
 
