@@ -93,7 +93,11 @@ def status(config: ConfigFile, overrides: Overrides = None, as_json: AsJson = Fa
 @app.command(epilog="Example: fusion report configs/quickstart.yaml")
 def report(config: ConfigFile, overrides: Overrides = None) -> None:
     """Write the HTML report anew."""
-    made = _pipeline(config, overrides).report()
+    from fusion_pipeline.dataset.layout import Dataset
+
+    pipeline = _pipeline(config, overrides)
+    Dataset.open(pipeline.pool.storage.url)  # a mistyped `run` is an error, not an empty page
+    made = pipeline.report()
     made.run()
     print(made.out.full("report.html"))
 

@@ -393,3 +393,10 @@ def test_report_is_written_anew(done: Job, fusion: Fusion) -> None:
     shown = fusion("report", done.config)
     assert shown.out.strip() == str(page)
     assert "captions" in page.read_text()
+
+
+def test_a_report_of_no_run_is_an_error(fresh: Job, fusion: Fusion) -> None:
+    shown = fusion("report", fresh.config, f"run={fresh.root}-mistyped")
+    assert shown.code == 1
+    assert "is no dataset" in shown.err
+    assert not Path(f"{fresh.root}-mistyped").exists()
