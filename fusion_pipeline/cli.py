@@ -13,6 +13,7 @@ from rich.table import Table
 from fusion_pipeline.errors import FusionError, printable
 
 if TYPE_CHECKING:  # imported inside the commands: `fusion --help` is to answer at once
+    from fusion_pipeline.dataset.accounting import TableCounts
     from fusion_pipeline.pipeline import Pipeline
 
 app = typer.Typer(
@@ -59,19 +60,26 @@ def run(
     pipeline = _pipeline(config, overrides)
     options = Options(only, until, limit, overwrite, retry_failed, in_process)
     runner = Runner(pipeline, options, console)
-    runner.run()
+    try:
+        runner.run()
+    except KeyboardInterrupt:
+        console.print("Interrupted. Finished shards are kept; the same command resumes.")
+        raise typer.Exit(130) from None
     if not runner.committed:
         console.print("Nothing to do: every step is complete.")
     for line in pipeline.outputs():
         console.print(line, soft_wrap=True, highlight=False, markup=False)
+    _tell_failures(runner.failures())
 
 
 @app.command(epilog="Example: fusion status configs/quickstart.yaml --json")
 def status(config: ConfigFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """The funnel: rows of every table by status and reason."""
     from fusion_pipeline.dataset.accounting import funnel
+    from fusion_pipeline.dataset.layout import Dataset
 
     pipeline = _pipeline(config, overrides)
+    Dataset.open(pipeline.pool.storage.url)  # a mistyped `run` is an error, not an empty table
     counts = {
         "pool": funnel(pipeline.pool, pipeline.tables_of_pool),
         "selected": funnel(pipeline.selected, pipeline.tables_of_selected),
@@ -164,6 +172,19 @@ def doctor(
             if check.fix:
                 out.print(f"{'':9}{'':<24} -> {escape(check.fix)}")
     if any(check.state == "missing" for check in checks):
+        raise typer.Exit(1)
+
+
+def _tell_failures(tables: "list[TableCounts]") -> None:
+    """Name what failed, and how to do it again; exit status 1 when a step gave nothing at all."""
+    for table in tables:
+        reasons = ", ".join(f"{n:,} {why.partition(':')[2]}" for why, n in table.not_ok()
+                            if why.startswith("failed"))  # fmt: skip
+        failed, tried = table.total("failed"), table.total("failed") + table.ok
+        text = escape(printable(f"{table.table}: {failed:,} of {tried:,} rows ({reasons})"))
+        fix = "mend the cause, then run again with --retry-failed"
+        console.print(f"[red bold]failed:[/] {text}; {fix}", soft_wrap=True, highlight=False)
+    if any(not table.ok for table in tables):
         raise typer.Exit(1)
 
 

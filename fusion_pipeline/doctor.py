@@ -6,11 +6,13 @@ import ipaddress
 import os
 import platform
 import shutil
+import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import psutil
 
@@ -154,7 +156,7 @@ def _source(pipeline: Pipeline) -> Iterator[Check]:
     kind = "webdataset" if source.webdataset else "folder"
     place = source.webdataset or source.folder or ""
     if "://" in place:
-        yield Check(f"source.{kind}", "ok", place)
+        yield Check(f"source.{kind}", "warn", place, "not looked at: on another machine")
     elif Path(place).is_dir():
         yield Check(f"source.{kind}", "ok", str(Path(place).resolve()))
     else:
@@ -162,12 +164,28 @@ def _source(pipeline: Pipeline) -> Iterator[Check]:
         yield Check(f"source.{kind}", "missing", f"no folder {place}", fix)
 
 
+def _answers(url: str) -> bool:
+    """Whether something accepts connections at the host and port of a URL."""
+    parts = urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        with socket.create_connection((parts.hostname or "", port), timeout=2):
+            return True
+    except OSError:
+        return False
+
+
 def _engine(pipeline: Pipeline) -> Iterator[Check]:
     endpoint = pipeline.config.caption.engine.endpoint
     if endpoint is None:
         yield Check("caption engine", "ok", "composer (offline baseline)")
         return
-    yield Check("caption engine", "ok", f"{endpoint.model} at {endpoint.url}")
+    found = f"{endpoint.model} at {endpoint.url}"
+    if _answers(endpoint.url):
+        yield Check("caption engine", "ok", f"{found} (a server listens; the model is not tried)")
+    else:
+        fix = "start the server, or mend caption.engine.endpoint.url"
+        yield Check("caption engine", "warn", f"{found}: nothing listens there", fix)
     if endpoint.key_env and not os.environ.get(endpoint.key_env):
         fix = f"export {endpoint.key_env}=… or set caption.engine.endpoint.key_env: null"
         yield Check("caption key", "missing", f"{endpoint.key_env} is not set", fix)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from fusion_pipeline.dataset.accounting import count_table
+from fusion_pipeline.dataset.accounting import TableCounts, count_table, funnel
 from fusion_pipeline.dataset.artifacts import artifact_state
 from fusion_pipeline.dataset.layout import Dataset
 from fusion_pipeline.dataset.lease import hold_lease
@@ -73,6 +73,16 @@ class Runner:
                 self._run_export()
             if "report" in wanted:
                 self._run_report()
+
+    def failures(self) -> list[TableCounts]:
+        """Tables of stages in which rows failed. Bad input rows are not among them: those are
+        expected, and no stage's fault."""
+        pipeline = self._pipeline
+        counts = [
+            *funnel(pipeline.pool, pipeline.tables_of_pool[2:]),
+            *funnel(pipeline.selected, pipeline.tables_of_selected[2:]),
+        ]
+        return [table for table in counts if table.total("failed")]
 
     def _wanted(self) -> set[str]:
         names, options = self._pipeline.step_names, self._options

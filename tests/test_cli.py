@@ -256,7 +256,8 @@ def test_status_counts_every_row(done: Job, fresh: Job, fusion: Fusion) -> None:
     people = fusion("status", done.config)
     assert "captions/composer" in people.out
     nothing = fusion("status", fresh.config, "--json")
-    assert (nothing.code, json.loads(nothing.out)) == (0, {"pool": [], "selected": []})
+    assert (nothing.code, nothing.out) == (1, "")
+    assert "is no dataset" in nothing.err
     assert not (fresh.root / "out").exists()  # looking makes nothing
 
 
@@ -400,3 +401,14 @@ def test_a_report_of_no_run_is_an_error(fresh: Job, fusion: Fusion) -> None:
     assert shown.code == 1
     assert "is no dataset" in shown.err
     assert not Path(f"{fresh.root}-mistyped").exists()
+
+
+def test_a_stage_that_gave_nothing_ends_with_status_1(fresh: Job, fusion: Fusion) -> None:
+    dead = '{endpoint: {url: "http://127.0.0.1:9/v1", model: m, key_env: null, max_retries: 0}}'
+    for committed in (True, False):  # the second time nothing is left to do, but to mend it
+        shown = fusion("run", fresh.config, "--no-ray", f"caption.engine={dead}")
+        assert shown.code == 1
+        assert ("Nothing to do" in shown.err) != committed
+        assert "failed: captions/m: " in shown.err
+        assert "connection" in shown.err
+        assert "--retry-failed" in shown.err

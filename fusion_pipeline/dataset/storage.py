@@ -16,8 +16,14 @@ from typing import IO
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from fusion_pipeline.errors import FusionError
+
 TEMPORARY = ".tmp"
 """Folder, inside the dataset, of files not yet renamed into place. Readers never look there."""
+
+
+class StorageError(FusionError):
+    """A place that can't be opened."""
 
 
 class Storage:
@@ -29,7 +35,11 @@ class Storage:
 
     def __init__(self, root: str | Path) -> None:
         # Other processes write here too; a cached listing would hide their work.
-        self._fs, self.root = fsspec.url_to_fs(str(root), use_listings_cache=False)
+        try:
+            self._fs, self.root = fsspec.url_to_fs(str(root), use_listings_cache=False)
+        except (ImportError, ValueError) as error:  # no package for the protocol, or no such one
+            hint = "pip install 'fusion-pipeline[s3]'" if str(root).startswith("s3") else "mend it"
+            raise StorageError(f"{root} can't be opened: {error}; {hint}.") from error
         self.url = str(root) if "://" in str(root) else str(Path(self.root).absolute())
         self.is_local = isinstance(self._fs, LocalFileSystem)
 
