@@ -81,8 +81,8 @@ def status(config: ConfigFile, overrides: Overrides = None, as_json: AsJson = Fa
     pipeline = _pipeline(config, overrides)
     Dataset.open(pipeline.pool.storage.url)  # a mistyped `run` is an error, not an empty table
     counts = {
-        "pool": funnel(pipeline.pool, pipeline.tables_of_pool),
-        "selected": funnel(pipeline.selected, pipeline.tables_of_selected),
+        "pool": funnel(pipeline.pool, pipeline.tables_of(pipeline.pool)),
+        "selected": funnel(pipeline.selected, pipeline.tables_of(pipeline.selected)),
     }
     if as_json:
         _print_json({name: [table.as_dict() for table in rows] for name, rows in counts.items()})

@@ -89,16 +89,17 @@ class Pipeline:
     def step_names(self) -> list[str]:
         return [name for phase in self.phases for name in phase.names] + ["export", "report"]
 
-    @property
-    def tables_of_pool(self) -> list[str]:
-        """In the order of the data flow."""
-        return [SOURCES, SAMPLES, "resolution", "embeddings", "clusters", "selection"]
-
-    @property
-    def tables_of_selected(self) -> list[str]:
-        chain = self.phases[-1]
-        assert isinstance(chain, ChainPhase)
-        return [SOURCES, *(step.table for step in chain.steps)]
+    def tables_of(self, dataset: Dataset) -> list[str]:
+        """Tables of the pool or of the selected dataset, in the order of the data flow."""
+        tables = [SOURCES]
+        for phase in self.phases:
+            if phase.dataset is not dataset:
+                continue
+            if isinstance(phase, ChainPhase):
+                tables += [step.table for step in phase.steps]
+            elif phase.writes:
+                tables.append(phase.writes)
+        return tables
 
     def report(self) -> "Report":
         from fusion_pipeline.report.html import Report

@@ -1,9 +1,10 @@
 """Runs what is missing of a pipeline, phase by phase; takes leases and Ray when first needed."""
 
 import contextlib
+import operator
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.console import Console
 
@@ -79,8 +80,8 @@ class Runner:
         expected, and no stage's fault."""
         pipeline = self._pipeline
         counts = [
-            *funnel(pipeline.pool, pipeline.tables_of_pool[2:]),
-            *funnel(pipeline.selected, pipeline.tables_of_selected[2:]),
+            *funnel(pipeline.pool, pipeline.tables_of(pipeline.pool)[2:]),
+            *funnel(pipeline.selected, pipeline.tables_of(pipeline.selected)[2:]),
         ]
         return [table for table in counts if table.total("failed")]
 
@@ -115,7 +116,7 @@ class Runner:
         pending = chain.pending(self._with_inputs(chain, shards))
         if not pending:
             return
-        chain = Chain(dataset, steps, self._token(dataset), self._options.retry_failed)
+        chain = replace(chain, token=self._token(dataset))
         chain.check(write=True)
         with RunLog(dataset.storage, self._run_id) as log:
             settings = self._pipeline.config.runner
@@ -261,7 +262,7 @@ class Runner:
     def _task(self) -> Callable[..., None]:
         """Runs a function in a worker process, or here when there is no Ray."""
         if self._options.in_process:
-            return _call
+            return operator.call
         from fusion_pipeline.engine.ray_pool import run_task
 
         self._start_ray()
@@ -289,10 +290,6 @@ def _missing(dataset: Dataset, table: str) -> PipelineError:
         f"{dataset.storage.url}: table {table!r} is not there yet. Run the steps before this one "
         "first (without --only)."
     )
-
-
-def _call(function: Callable[..., None], *arguments: object) -> None:
-    function(*arguments)
 
 
 def _first_shards(rows: list[int], limit: int) -> list[int]:

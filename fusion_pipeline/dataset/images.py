@@ -8,9 +8,10 @@ import contextlib
 import io
 import re
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -60,6 +61,11 @@ class ImageInfo:
     mode: str
     """Pillow's name of the stored pixel type: RGB, CMYK, I;16, P, ..."""
     animated: bool
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> "ImageInfo":
+        """Of a row of a `samples` table."""
+        return cls(**{field.name: row[field.name] for field in fields(cls)})
 
 
 EXTENSIONS = {

@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 
@@ -165,9 +165,6 @@ class Dataset:
     def read_image(self, shard: int, offset: int, size: int) -> bytes:
         """One image, by the `image_offset` and `image_bytes` of the samples table."""
         return self.storage.read_range(self.shard_path(shard), offset, offset + size)
-
-    def open_shard(self, shard: int) -> IO[bytes]:
-        return io.BytesIO(self.storage.read(self.shard_path(shard)))
 
     def iterate(self, table: str) -> Iterator[tuple[int, pa.Table]]:
         """(shard, table) of every committed shard in order, one in memory at a time."""

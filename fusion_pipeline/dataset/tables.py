@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fusion_pipeline.dataset.fingerprints import Fingerprint, canonical_json, differences
@@ -166,9 +165,3 @@ def _check_identity(
         raise FingerprintMismatchError(
             path, {"fingerprint": footer.fingerprint}, {"fingerprint": expected.hash}
         )
-
-
-def ok_mask(table: pa.Table) -> pa.BooleanArray:
-    """True for the rows whose status is ok."""
-    mask = pc.equal(table["status"], "ok")
-    return mask.combine_chunks() if isinstance(mask, pa.ChunkedArray) else mask

@@ -167,8 +167,8 @@ def run_on_ray(chain: Chain, shards: Sequence[int]) -> Iterator[ShardResult]:
         raise _own_error(error) from error
 
 
-def _apply(function: Callable[..., None], *arguments: object) -> None:
-    function(*arguments)
+def _call(function: Callable[..., None], *arguments: object) -> None:
+    function(*arguments)  # Ray wants a Python function: neither a method nor `operator.call`
 
 
 def run_task(function: Callable[..., None], *arguments: object) -> None:
@@ -180,7 +180,7 @@ def run_task(function: Callable[..., None], *arguments: object) -> None:
     from ray.exceptions import RayTaskError
 
     try:
-        ray.get(ray.remote(num_cpus=1)(_apply).remote(function, *arguments))
+        ray.get(ray.remote(num_cpus=1)(_call).remote(function, *arguments))
     except RayTaskError as error:
         if isinstance(error.cause, Exception):
             raise error.cause from error

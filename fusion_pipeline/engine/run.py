@@ -132,12 +132,13 @@ def drive(
 ) -> int:
     """Run what is pending of a chain (`Chain.pending`); returns the number of tables committed.
 
-    Raises StageError (FuseError among them). What was committed before stays.
+    `log` is the caller's to close. Raises StageError (FuseError among them); what was committed
+    before stays.
     """
     counter = FuseCounter(fuse)
     committed = 0
     started = time.monotonic()
-    with progress_bars(console) as progress, log:
+    with progress_bars(console) as progress:
         tasks: dict[str, TaskID] = {}
         chain = chain.reduced(pending)
         shards = sorted({shard for todo in pending.values() for shard in todo})

@@ -99,9 +99,7 @@ class Export:
                 }
 
     def _put_image(self, shard: int, sample: Mapping[str, Any], data: bytes) -> str:
-        names = ("format", "width", "height", "orientation", "mode", "animated")
-        info = ImageInfo(**{name: sample[name] for name in names})
-        extension, data = to_loadable(data, info)
+        extension, data = to_loadable(data, ImageInfo.from_row(sample))
         path = f"images/{shard:08d}/{sample['key']}.{extension}"
         self.out.put(path, data)
         return path

@@ -14,8 +14,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from fusion_pipeline.select.dedup import greedy
-
 Rgb: TypeAlias = NDArray[np.uint8]
 Gray: TypeAlias = NDArray[np.uint8]
 Plane: TypeAlias = NDArray[np.float32]
@@ -104,18 +102,6 @@ def is_near_exact(a: Rgb, b: Rgb, rule: CopyRule | None = None) -> CopyVerdict:
             return verdict
         best = min(best, verdict, key=lambda v: v.score)
     return best
-
-
-def group_copies(
-    n: int, confirmed_pairs: NDArray[np.int64], order: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """The row that stands for each row: keeper int64[n], itself for a kept row.
-
-    confirmed_pairs: int64[m, 2]; order: a permutation of 0..n-1, most wanted row first. A row is
-    replaced only by a kept row that it was confirmed against: a chain of crops is not followed.
-    """
-    dropped_by = greedy(n, confirmed_pairs, order)
-    return np.where(dropped_by < 0, np.arange(n), dropped_by)
 
 
 def _verdicts(a: Rgb, b: Rgb, rule: CopyRule) -> Iterator[CopyVerdict]:

@@ -104,14 +104,8 @@ class Repack:
                 tables = {shard: self.pool.read_table("samples", shard)[0]}  # members are in order
             row = tables[shard].slice(member["row"], 1).to_pylist()[0]
             image = self.pool.read_image(shard, row["image_offset"], row["image_bytes"])
-            info = ImageInfo(
-                **{
-                    n: row[n]
-                    for n in ("format", "width", "height", "orientation", "mode", "animated")
-                }
-            )
             texts = {n: row[n] for n in ("row_ids", "alt_texts", "urls")}
-            yield Sample(row["key"], image, info, **texts)
+            yield Sample(row["key"], image, ImageInfo.from_row(row), **texts)
 
 
 def _source_row(sample: Sample) -> dict[str, Any]:

@@ -5,7 +5,7 @@ All rows' embeddings are in one memory here, twice (4 x d bytes a row: 5 GB a mi
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal
@@ -157,7 +157,7 @@ def _decide(config: Selection, dataset: Dataset, rows: _Rows) -> list[Outcome]:
         vectors[left], cluster[left], centroids, config.propose, config.probes
     )
     check = _PixelCheck(dataset, rows, left, config.copy_rule)
-    drop(_confirmed_copies(len(left), pairs, cosines, sub_order, check), left, "near_exact_copy")
+    drop(confirmed_copies(len(left), pairs, cosines, sub_order, check), left, "near_exact_copy")
 
     left = np.flatnonzero(dropped_by < 0)
     drop(_semantic(config, vectors[left], cluster[left], centroids, _within(order, left, n)),
@@ -215,10 +215,19 @@ class _PixelCheck:
         return is_near_exact(first, second, self._rule).confirmed
 
 
-def _confirmed_copies(
-    n: int, pairs: Int64, cosines: npt.NDArray[np.float64], order: Int64, check: _PixelCheck
+def confirmed_copies(
+    n: int,
+    pairs: Int64,
+    cosines: npt.NDArray[np.float64],
+    order: Int64,
+    check: Callable[[int, int], bool],
 ) -> Int64:
-    """`greedy` over confirmed pairs, looking only at pairs that can still decide something."""
+    """Near-exact copies: dropped_by int64[n], -1 for a kept row.
+
+    Keeps what `dedup.greedy` keeps over the pairs that `check` confirms, but checks only pairs
+    that can still decide something, the most similar of a row first. A row is dropped only for a
+    kept row it was confirmed against: chains of crops are not followed (docs/decisions/003).
+    """
     rank = np.empty(n, np.int64)
     rank[order] = np.arange(n)
     proposed: dict[int, list[tuple[float, int]]] = defaultdict(list)

@@ -27,7 +27,6 @@ from fusion_pipeline.dataset.tables import (
     DamagedTableError,
     FingerprintMismatchError,
     encode_table,
-    ok_mask,
     read_footer,
     read_table,
 )
@@ -68,7 +67,6 @@ def test_what_goes_in_comes_out(outcomes: list[Outcome]) -> None:
     assert again == footer == read_footer(storage, "t.parquet")
     assert footer.rows == sum(footer.counts.values()) == len(outcomes)
     assert footer.counts.get("ok", 0) == sum(isinstance(o, Ok) for o in outcomes)
-    assert ok_mask(read).to_pylist() == [isinstance(o, Ok) for o in outcomes]
 
 
 def test_equal_tables_are_equal_bytes() -> None:

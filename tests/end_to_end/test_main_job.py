@@ -21,8 +21,8 @@ def test_rows_in_are_rows_out(reference: DemoRun) -> None:
     sources = [r for _, t in pipeline.pool.iterate("sources") for r in t.to_pylist()]
     assert len(sources) == len({row["row_id"] for row in sources}) == planted
     for dataset, tables in (
-        (pipeline.pool, pipeline.tables_of_pool[1:]),
-        (pipeline.selected, pipeline.tables_of_selected[1:]),
+        (pipeline.pool, pipeline.tables_of(pipeline.pool)[1:]),
+        (pipeline.selected, pipeline.tables_of(pipeline.selected)[1:]),
     ):
         for shard, samples in dataset.iterate("samples"):
             assert set(dataset.read_images(shard)) == set(samples["key"].to_pylist())

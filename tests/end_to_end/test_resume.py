@@ -1,4 +1,4 @@
-"""The full chain on Ray: killed twice, then complete and the same to the byte; then nothing."""
+"""The full chain on Ray: killed thrice, the driver and an expert's actor; the same bytes."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.conftest import CONFIG, DemoRun
-from tests.killing import REPOSITORY, finish, kill_after_progress, start, tables_in
+from tests.killing import REPOSITORY, finish, kill_after_progress, kill_an_actor, start, tables_in
 from tests.toy import files_of
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("end_to_end")]
@@ -39,7 +39,9 @@ def test_killed_twice_and_the_same_to_the_byte(reference: DemoRun, tmp_path: Pat
     half_way = tables_in(tmp_path)
     assert kill_after_progress(start(command), tmp_path / "selected", delay=6.0)
     assert tables_in(tmp_path) > half_way
-    finish(start(command), timeout=600)
+    driver = start(command)
+    kill_an_actor(driver, tmp_path / "selected")  # it hosts the experts
+    finish(driver, timeout=600)
     expected = outputs_of(reference.folder / "run")
     got = outputs_of(tmp_path)
     assert got.keys() == expected.keys()

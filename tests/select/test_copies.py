@@ -10,7 +10,7 @@ import skimage
 from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
-from fusion_pipeline.select.copies import CopyRule, group_copies, is_near_exact
+from fusion_pipeline.select.copies import CopyRule, is_near_exact
 
 DATA = Path(skimage.__file__).parent / "data"
 FONT = font_manager.findfont("DejaVu Sans", fallback_to_default=False)
@@ -153,9 +153,3 @@ def test_rule_sets_the_overlap() -> None:
     image = photo("coffee.png")
     copy = crop(image, 0.9, 0, 0)
     assert not is_near_exact(image, copy, CopyRule(min_overlap=0.9)).confirmed
-
-
-def test_groups_follow_no_chains() -> None:
-    # 1 is a crop of 0 and 2 is a crop of 1, but 2 was not confirmed against 0.
-    keeper = group_copies(4, np.array([[0, 1], [1, 2]]), np.array([0, 1, 2, 3]))
-    assert keeper.tolist() == [0, 0, 2, 3]
