@@ -31,7 +31,7 @@ from fusion_pipeline.dataset.lease import hold_lease
 from fusion_pipeline.demo import make_demo_data
 from fusion_pipeline.engine.chain import Chain
 from fusion_pipeline.engine.ray_pool import RayOptions, run_on_ray, start_ray, stop_ray
-from fusion_pipeline.engine.shard import Step
+from fusion_pipeline.engine.shard import ShardResult, Step
 from fusion_pipeline.perceive.stage import Perceive, load_expert
 from fusion_pipeline.pipeline import build_pipeline
 from fusion_pipeline.runner import Options, Runner
@@ -98,9 +98,10 @@ def run_ours(pool: Dataset, experts: Sequence[str]) -> float:
     start_ray(RayOptions(cpus=CORES))
     try:
         with hold_lease(pool.storage, "benchmark") as token:
-            chain = Chain(pool, steps, token)
-            chain.check(write=True)
+            chain = Chain.resolve(pool, steps).under(token)
+            chain.describe()
             for result in run_on_ray(chain, pool.shards()):
+                assert isinstance(result, ShardResult), result
                 ended = time.perf_counter()
                 begun = min(begun, ended - result.seconds)
     finally:

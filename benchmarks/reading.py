@@ -78,8 +78,8 @@ def read_seed(folder: Path, seed: int) -> Read:
     # The table is this benchmark's own, in a pool of its own: no run ever compares its lineage.
     step = Step(stage, samples, {"samples": samples})
     with hold_lease(pipeline.pool.storage, "benchmark") as token:
-        chain = Chain(pipeline.pool, (step,), token)
-        chain.check(write=True)
+        chain = Chain.resolve(pipeline.pool, (step,)).under(token)
+        chain.describe()
         for _ in run_in_process(chain, pipeline.pool.shards()):
             pass
     return Read(seed, pipeline.pool, truth, stage.name)

@@ -1,6 +1,7 @@
 """The `fusion` command: one function a subcommand, no logic."""
 
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -9,12 +10,16 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from fusion_pipeline.errors import FusionError, printable
 
 if TYPE_CHECKING:  # imported inside the commands: `fusion --help` is to answer at once
     from fusion_pipeline.dataset.accounting import TableCounts
+    from fusion_pipeline.dataset.verify import Problem
+    from fusion_pipeline.doctor import Check
     from fusion_pipeline.pipeline import Pipeline
+    from fusion_pipeline.status import TableState
 
 app = typer.Typer(
     help="Perceptual fusion: web image-text pairs in, hyper-detailed and true captions out.",
@@ -47,6 +52,9 @@ def run(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace what was made with other settings.")
     ] = False,
+    refresh: Annotated[
+        bool, typer.Option("--refresh", help="Make again what was made from inputs since changed.")
+    ] = False,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Do failed rows again; the others stay.")
     ] = False,
@@ -55,16 +63,20 @@ def run(
     ] = False,
 ) -> None:
     """Run what is missing. The same command again resumes."""
+    from fusion_pipeline.engine.stop import StoppedError
     from fusion_pipeline.runner import Options, Runner
 
     pipeline = _pipeline(config, overrides)
-    options = Options(only, until, limit, overwrite, retry_failed, in_process)
+    options = Options(only, until, limit, overwrite, refresh, retry_failed, in_process)
     runner = Runner(pipeline, options, console)
     try:
         runner.run()
     except KeyboardInterrupt:
         console.print("Interrupted. Finished shards are kept; the same command resumes.")
         raise typer.Exit(130) from None
+    except StoppedError as error:
+        console.print(str(error))
+        raise typer.Exit(128 + signal.SIGTERM) from None
     if not runner.committed:
         console.print("Nothing to do: every step is complete.")
     for line in pipeline.outputs():
@@ -73,29 +85,78 @@ def run(
 
 
 @app.command(epilog="Example: fusion status configs/quickstart.yaml --json")
-def status(config: ConfigFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """The funnel: rows of every table by status and reason."""
-    from fusion_pipeline.dataset.accounting import funnel
+def status(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check every byte of every file, too.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """The funnel: rows of every table by status and reason, and what is out of date. With --verify
+    exit status 1 when a file is damaged."""
     from fusion_pipeline.dataset.layout import Dataset
+    from fusion_pipeline.status import stale_artifacts, table_states
 
     pipeline = _pipeline(config, overrides)
     Dataset.open(pipeline.pool.storage.url)  # a mistyped `run` is an error, not an empty table
-    counts = {
-        "pool": funnel(pipeline.pool, pipeline.tables_of(pipeline.pool)),
-        "selected": funnel(pipeline.selected, pipeline.tables_of(pipeline.selected)),
+    states = {
+        "pool": table_states(pipeline, pipeline.pool),
+        "selected": table_states(pipeline, pipeline.selected),
     }
+    stale = stale_artifacts(pipeline)
+    problems = _verify(pipeline) if verify else []
     if as_json:
-        _print_json({name: [table.as_dict() for table in rows] for name, rows in counts.items()})
-        return
-    for name, rows in counts.items():
-        table = Table("table", title=name, title_justify="left")
-        for heading in ("shards", "rows", "ok"):
-            table.add_column(heading, justify="right")
-        table.add_column("filtered and failed, by reason")
-        for row in rows:
-            reasons = "\n".join(f"{n:>6,}  {why}" for why, n in row.not_ok())
-            table.add_row(row.table, str(row.shards), f"{row.rows:,}", f"{row.ok:,}", reasons)
-        Console().print(table)
+        found = {name: [state.as_dict() for state in rows] for name, rows in states.items()}
+        more: dict[str, object] = {"stale_artifacts": stale}
+        if verify:
+            more["problems"] = [vars(problem) for problem in problems]
+        _print_json({**found, **more})
+    else:
+        for name, rows in states.items():
+            _print_states(name, rows)
+        for name in stale:
+            console.print(f"{name}: its inputs changed since (--refresh makes it anew)")
+        for problem in problems:
+            text = escape(printable(f"{problem.path}: {problem.what}; {problem.fix}"))
+            console.print(f"[red bold]problem:[/] {text}", soft_wrap=True, highlight=False)
+        if verify and not problems:
+            console.print("Every file is whole.")
+    if any(not problem.is_harmless for problem in problems):
+        raise typer.Exit(1)
+
+
+def _print_states(name: str, states: "list[TableState]") -> None:
+    table = Table("table", title=name, title_justify="left")
+    for heading in ("shards", "rows", "ok"):
+        table.add_column(heading, justify="right")
+    table.add_column("filtered and failed, by reason")
+    for state in states:
+        row = state.counts
+        reasons = [f"{n:>6,}  {escape(why)}" for why, n in row.not_ok()]
+        if state.other_settings:
+            reasons.append("[yellow]made with other settings (--overwrite makes it anew)[/]")
+        if state.stale:
+            reasons.append(f"[yellow]stale: {state.stale} shards (--refresh makes them anew)[/]")
+        if state.pending:
+            reasons.append(f"[yellow]pending: {state.pending} shards[/]")
+        table.add_row(
+            row.table, str(row.shards), f"{row.rows:,}", f"{row.ok:,}", "\n".join(reasons)
+        )
+    Console().print(table)
+
+
+def _verify(pipeline: "Pipeline") -> "list[Problem]":
+    from rich.progress import track
+
+    from fusion_pipeline.dataset.verify import verify
+
+    found = []
+    for dataset in (pipeline.pool, pipeline.selected):
+        if dataset.exists:
+            items = track(verify(dataset), "checking …", console=console, transient=True)
+            found += [problem for problem in items if problem is not None]
+    return found
 
 
 @app.command(epilog="Example: fusion report configs/quickstart.yaml")
@@ -108,6 +169,23 @@ def report(config: ConfigFile, overrides: Overrides = None) -> None:
     made = pipeline.report()
     made.run()
     print(made.out.full("report.html"))
+
+
+@app.command(epilog="Example: fusion migrate runs/quickstart")
+def migrate(
+    folder: Annotated[str, typer.Argument(help="A `run` folder, or one dataset of it.")],
+) -> None:
+    """Bring datasets of an older fusion into the present format. Nothing is computed again."""
+    from fusion_pipeline.dataset import migrations
+    from fusion_pipeline.dataset.layout import FORMAT_VERSION
+
+    for root in migrations.find_datasets(folder):
+        with console.status(f"{root} …"):
+            found = migrations.migrate(root)
+        done = f"format version {found} -> {FORMAT_VERSION}" if found < FORMAT_VERSION else (
+            f"has format version {found}: nothing to do"
+        )  # fmt: skip
+        print(f"{root}: {done}")
 
 
 @app.command("demo-data", epilog="Example: fusion demo-data runs/demo-data --seed 1")
@@ -146,33 +224,59 @@ def show_config(config: ConfigFile, overrides: Overrides = None, as_json: AsJson
         print(loaded.to_yaml(), end="")
 
 
-@app.command(epilog="Example: fusion doctor configs/quickstart.yaml")
+@app.command(epilog="Example: fusion doctor configs/quickstart.yaml --smoke")
 def doctor(
     config: Annotated[
         Path | None, typer.Argument(help="Checks what this config needs, too.")
     ] = None,
     overrides: Overrides = None,
+    smoke: Annotated[
+        bool,
+        typer.Option("--smoke", help="Show known photos to the config's experts and engine."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """What is here, what is missing, and how to get it. Exit status 1 when something is missing."""
+    """What is here, what is missing, and how to get it. Exit status 1 when something is missing,
+    or when the experts or the caption engine fail in a smoke test."""
     from fusion_pipeline.doctor import examine
 
-    checks = examine(_pipeline(config, overrides) if config else None)
-    if as_json:
-        _print_json([check.as_dict() for check in checks])
-    else:
-        out = Console(highlight=False, soft_wrap=True)
-        marks = {
-            "ok": "[green]ok     [/]",
-            "warn": "[yellow]warning[/]",
-            "missing": "[red]missing[/]",
-        }
-        for check in checks:
-            out.print(f"{marks[check.state]}  {check.name:<24} {escape(check.found)}")
-            if check.fix:
-                out.print(f"{'':9}{'':<24} -> {escape(check.fix)}")
-    if any(check.state == "missing" for check in checks):
+    pipeline = _pipeline(config, overrides) if config else None
+    if smoke and pipeline is None:
+        _fail("--smoke needs a config: fusion doctor CONFIG --smoke")
+    checks = examine(pipeline)
+    wrong = any(check.state == "missing" for check in checks)
+    plain = [check.as_dict() for check in checks]
+    if not as_json:
+        _print_checks(checks)
+    elif not smoke:
+        _print_json(plain)
+    if smoke and pipeline is not None:
+        from fusion_pipeline.smoke import shown, try_photos
+
+        with console.status("photos …") as status:
+            cards = try_photos(pipeline.config, status.update)
+        wrong = wrong or any(card.problems for card in cards)
+        if as_json:
+            _print_json({"checks": plain, "smoke": [card.as_dict() for card in cards]})
+        else:
+            out = Console(highlight=False)
+            for part in shown(cards):  # cards fold to the width, messages stay one line each
+                out.print(part, soft_wrap=isinstance(part, Text))
+    if wrong:
         raise typer.Exit(1)
+
+
+def _print_checks(checks: "list[Check]") -> None:
+    out = Console(highlight=False, soft_wrap=True)
+    marks = {
+        "ok": "[green]ok     [/]",
+        "warn": "[yellow]warning[/]",
+        "missing": "[red]missing[/]",
+    }
+    for check in checks:
+        out.print(f"{marks[check.state]}  {check.name:<24} {escape(check.found)}")
+        if check.fix:
+            out.print(f"{'':9}{'':<24} -> {escape(check.fix)}")
 
 
 def _tell_failures(tables: "list[TableCounts]") -> None:

@@ -81,6 +81,11 @@ class DuplicatesConfig(_Model):
     threshold: float = Field(0.97, ge=-1, le=1)
     """Cosine similarity above which a row is dropped (1 - epsilon). Depends on the encoder."""
 
+    @field_validator("rule", mode="before")
+    @classmethod
+    def _off_is_no_boolean(cls, value: object) -> object:
+        return "off" if value is False else value  # YAML reads a bare `off` as false
+
 
 class SelectConfig(_Model):
     clusters: int = Field(50_000, ge=1)
@@ -175,6 +180,15 @@ class RunnerConfig(_Model):
     max_failure_rate: float = Field(0.5, ge=0, le=1)
     """Share of rows that may fail in a stage before the run stops."""
     fuse_after_rows: int = Field(50, ge=1)
+    worker_memory_gb: float | None = Field(None, gt=0)
+    """A worker process that grows above this is ended and its images are examined one by one.
+    Default: the workers' share of 80 % of the machine, but 2 GiB."""
+    stall_minutes: float = Field(10, gt=0)
+    """A worker that makes no progress for so long is ended and examined likewise."""
+    image_seconds: float = Field(120, gt=0)
+    """How long an image may take that is examined alone."""
+    drain_seconds: float = Field(60, ge=0)
+    """After SIGTERM the steps that have begun get so long to finish."""
 
 
 class ReportConfig(_Model):

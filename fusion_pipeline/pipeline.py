@@ -8,7 +8,7 @@ Steps in brackets read all shards. Each step is done, or its missing shards are;
 in memory between them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -44,15 +44,19 @@ class GlobalStep(Protocol):
     @property
     def name(self) -> str: ...
 
-    def run(self, dataset: Dataset, artifact: Artifact, token: str) -> None: ...
+    def run(
+        self, dataset: Dataset, artifact: Artifact, inputs: Mapping[str, str], token: str
+    ) -> None:
+        """Make the artifact from the tables it reads and commit it; `inputs`: `inputs_of` them."""
+        ...
 
 
 @dataclass(frozen=True)
 class ChainPhase:
     dataset: Dataset
     steps: tuple[Step, ...]
-    planned: Callable[[], list[int]]
-    """Rows of each shard there is to be."""
+    source: Source
+    """By whose plan the dataset's shards are made; the first step, here or in an earlier phase."""
     packs: "GlobalPhase | None" = None
     """The step whose choice this dataset is packed from."""
 
@@ -165,19 +169,16 @@ def build_pipeline(config: Config) -> Pipeline:
 
     choose = GlobalPhase(pool, selection, decided, writes="selection")
 
-    def pool_rows() -> list[int]:
-        return [shard.rows for shard in ingest.plan()]
-
     return Pipeline(
         config,
         pool,
         selected,
         (
-            ChainPhase(pool, first, pool_rows),
+            ChainPhase(pool, first, ingest),
             GlobalPhase(pool, centroids, fitted),
-            ChainPhase(pool, assigned, pool_rows),
+            ChainPhase(pool, assigned, ingest),
             choose,
-            ChainPhase(selected, packed, repack.plan, packs=choose),
+            ChainPhase(selected, packed, repack, packs=choose),
         ),
         Export(selected, stages[-1].name, stages[-2].name, Storage(f"{config.run}/export")),
         tuple(stage.name for stage in stages if isinstance(stage, Perceive)),
@@ -230,7 +231,7 @@ class _Lineage:
                     work.name, work.version, settings, (*reads, *extra), revision
                 )
                 self.made[work.name] = made
-            steps.append(Step(work, made, {name: self.made[name] for name in reads}))
+            steps.append(Step(work, made, {name: self.made[name] for name in reads}, also))
         return tuple(steps)
 
     def artifact(self, step: Centroids | Selection, also: tuple[str, ...] = ()) -> Artifact:
@@ -250,3 +251,11 @@ class _Lineage:
     ) -> Fingerprint:
         assert isinstance(settings, dict)
         return fingerprint(name, version, settings, {n: self.made[n] for n in upstream}, revision)
+
+
+def smoke_steps(config: Config, source: Source) -> tuple[Step, ...]:
+    """The source, then the config's experts, hints, prompts and captions, over one dataset.
+
+    For a trial on a few images: without filter and selection.
+    """
+    return _Lineage().chain([source, *_caption_stages(config)])

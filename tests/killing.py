@@ -1,14 +1,19 @@
-"""Starting drivers as processes and killing them without warning."""
+"""Starting drivers as processes and killing them without warning; dying at the n-th write."""
 
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
+import pytest
+
+from fusion_pipeline.dataset.lease import LEASE
+from fusion_pipeline.dataset.storage import Storage
+from tests.toy import leave_half
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -73,3 +78,46 @@ def kill_an_actor(driver: subprocess.Popen[bytes], root: Path) -> None:
     ]
     assert actors
     actors[0].kill()
+
+
+class Killed(BaseException):
+    """Nothing catches it: as good as a kill -9, within this process."""
+
+
+WRITES = ("put", "create", "replace", "move", "delete")
+"""The verbs of `Storage` that change a stored file."""
+
+
+def killed_at(n: int, monkeypatch: pytest.MonkeyPatch, work: Callable[[], object]) -> bool:
+    """Do the work and die at its n-th write (from 0) of any file but the lease; False when it ends
+    before. The write leaves half a temporary file, and the lease is that of a dead process."""
+    writes, roots = 0, set()
+
+    def dying(verb: str) -> Callable[..., object]:
+        act = getattr(Storage, verb)
+
+        def write(self: Storage, path: str, *arguments: object) -> object:
+            nonlocal writes
+            if path != LEASE:
+                roots.add(Path(self.root))
+                writes += 1
+            if writes > n:
+                data = next((a for a in arguments if isinstance(a, bytes)), b"")
+                leave_half(Path(self.root), data)
+                raise Killed
+            return act(self, path, *arguments)
+
+        return write
+
+    with monkeypatch.context() as patch:
+        for verb in WRITES:
+            patch.setattr(Storage, verb, dying(verb))
+        try:
+            work()
+        except Killed:
+            pass
+        else:
+            return False
+    for root in roots:
+        (root / LEASE).unlink(missing_ok=True)
+    return True

@@ -6,7 +6,10 @@ python -m tests.toy FOLDER [--workers N] [--shards N] [--pause SECONDS]   runs i
 import argparse
 import hashlib
 import io
+import json
+import os
 import time
+import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +24,11 @@ from fusion_pipeline.dataset.lease import hold_lease
 from fusion_pipeline.dataset.rows import NotOk, Ok, Outcome, build_table
 from fusion_pipeline.dataset.samples import Sample, pack_samples, sample_key
 from fusion_pipeline.dataset.schemas import SAMPLES, SOURCES_SCHEMA
-from fusion_pipeline.engine.chain import Chain, run_in_process
-from fusion_pipeline.engine.shard import ShardResult, Step
+from fusion_pipeline.dataset.storage import TEMPORARY_FILES
+from fusion_pipeline.engine.chain import Chain, Replace, run_in_process
+from fusion_pipeline.engine.shard import Redo, ShardResult, Step
 from fusion_pipeline.engine.stage import CPU_WORKER, Resources, ShardBlock, ShardContents
+from fusion_pipeline.engine.watch import Watch
 
 ROWS = 6
 
@@ -44,10 +49,19 @@ class ToySource:
     def settings(self) -> dict[str, object]:
         return {"rows": ROWS}
 
-    def open_source(self) -> Callable[[int], ShardContents]:
+    def plan_digest(self) -> str:
+        return ""
+
+    def plan(self, digest: str) -> list[int]:
+        return []
+
+    def make_plan(self, digest: str, token: str) -> list[int]:
+        return []
+
+    def open_source(self, digest: str) -> Callable[[int, Watch], ShardContents]:
         return self.make
 
-    def make(self, shard: int) -> ShardContents:
+    def make(self, shard: int, watch: Watch) -> ShardContents:
         time.sleep(self.pause)
         samples, sources = [], []
         for row in range(ROWS):
@@ -119,32 +133,58 @@ def toy_steps(
 
 
 def run_toy(
-    root: Path,
+    root: Path | str,
     shards: Sequence[int],
     steps: tuple[Step, ...],
     run: Callable[..., Iterable[ShardResult]] = run_in_process,
-    retry_failed: bool = False,
+    redo: Redo = Redo.MISSING,
+    allowed: Replace = Replace.NOTHING,
 ) -> list[ShardResult]:
     dataset = Dataset.create(root)
     with hold_lease(dataset.storage, "toy") as token:
         dataset.clean_temporary()
-        chain = Chain(dataset, steps, token, retry_failed)
-        chain.check(write=True)
+        chain = Chain.resolve(dataset, steps, redo=redo).under(token)
+        chain.outdated(allowed)
+        chain.describe()
         pending = chain.pending(shards)
+        if not pending:
+            return []
         todo = sorted({shard for missing in pending.values() for shard in missing})
         results: Iterable[ShardResult] = run(chain.reduced(pending), todo)
         return list(results)
 
 
+def path_of(dataset: Dataset, table: str, shard: int) -> Path:
+    """Where a table of a local dataset lies."""
+    return Path(dataset.storage.full(dataset.version(table).path(shard)))
+
+
+def leave_half(root: Path, data: bytes = b"half", age_s: float = 3600) -> None:
+    """What a kill in the middle of a write leaves behind."""
+    file = root / TEMPORARY_FILES / uuid.uuid4().hex
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(data[: len(data) // 2])
+    written = time.time() - age_s
+    os.utime(file, (written, written))
+
+
 def files_of(root: Path) -> dict[str, bytes]:
-    """Everything a reader sees: shards, tables, artifacts. No logs, lease or temporary files."""
+    """Everything a reader sees: shards, tables, artifacts. No logs, lease or temporary files, and
+    of the tables' descriptors not which run wrote them last."""
     kept = ("shards/", "tables/", "artifacts/")
     every = (p for p in root.rglob("*") if p.is_file())
     named = {str(p.relative_to(root)): p for p in every}
-    return {name: p.read_bytes() for name, p in sorted(named.items()) if name.startswith(kept)}
+    return {n: seen_by_readers(n, p.read_bytes()) for n, p in sorted(named.items())
+            if n.startswith(kept)}  # fmt: skip
 
 
-if __name__ == "__main__":
+def seen_by_readers(name: str, data: bytes) -> bytes:
+    if not name.endswith("/table.json"):
+        return data
+    return json.dumps({k: v for k, v in json.loads(data).items() if k != "holder"}).encode()
+
+
+def main() -> None:
     from fusion_pipeline.engine.ray_pool import RayOptions, run_on_ray, start_ray, stop_ray
 
     parser = argparse.ArgumentParser()
@@ -154,5 +194,11 @@ if __name__ == "__main__":
     parser.add_argument("--pause", type=float, default=0.0)
     options = parser.parse_args()
     start_ray(RayOptions(cpus=options.workers))
-    run_toy(options.root, range(options.shards), toy_steps(options.pause), run_on_ray)
+    run_toy(options.root, range(options.shards), toy_steps(options.pause), run_on_ray)  # type: ignore[arg-type]
     stop_ray()
+
+
+if __name__ == "__main__":
+    from tests import toy  # under its own name: stages travel to other processes by it
+
+    toy.main()

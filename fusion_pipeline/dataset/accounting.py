@@ -1,11 +1,12 @@
 """Rows in = rows out: the funnel of a dataset, from the counts in its footers."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from fusion_pipeline.dataset.layout import Dataset
+from fusion_pipeline.dataset.tables import Footer
 
 
 @dataclass
@@ -44,9 +45,13 @@ def funnel(dataset: Dataset, tables: Sequence[str]) -> list[TableCounts]:
 
 
 def count_table(dataset: Dataset, table: str) -> TableCounts:
+    return count_rows(table, dataset.footers(table))
+
+
+def count_rows(table: str, footers: Mapping[int, Footer]) -> TableCounts:
+    """Of a table with these footers, by shard."""
     counts = TableCounts(table)
-    for shard in sorted(dataset.shards_of(table)):
-        footer = dataset.read_footer(table, shard)
+    for footer in footers.values():
         counts.shards += 1
         counts.rows += footer.rows
         counts.by_status.update(footer.counts)

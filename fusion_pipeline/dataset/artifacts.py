@@ -4,15 +4,19 @@ An artifact made from one table of all shards holds in its footer a digest over 
 those shards, so that it is known to be stale when one of them changes or another is added.
 """
 
-from collections.abc import Sequence
+import contextlib
+import io
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from fusion_pipeline.dataset import tables
 from fusion_pipeline.dataset.fingerprints import Fingerprint, canonical_json, short_hash
 from fusion_pipeline.dataset.layout import Dataset
-from fusion_pipeline.dataset.lease import check_token
+from fusion_pipeline.dataset.lease import LeaseError, check_token
+from fusion_pipeline.dataset.storage import Storage
 
 _NO_SHARD = -1
 
@@ -33,22 +37,69 @@ def inputs_of(dataset: Dataset, reads: Sequence[str]) -> dict[str, str]:
     """For each table one digest over all its shards, by their footers. O(shards)."""
     digests = {}
     for table in reads:
-        shards = sorted(dataset.shards_of(table))
-        parts = [[shard, dataset.read_footer(table, shard).digest] for shard in shards]
+        parts = [[shard, footer.digest] for shard, footer in dataset.footers(table).items()]
         digests[table] = short_hash(canonical_json(parts))
     return digests
 
 
-def write_artifact(dataset: Dataset, artifact: Artifact, table: pa.Table, token: str) -> None:
-    inputs = inputs_of(dataset, artifact.reads)
+def write_artifact(
+    dataset: Dataset, artifact: Artifact, inputs: Mapping[str, str], table: pa.Table, token: str
+) -> None:
+    """Commit, as the holder of the lease. `inputs`: `inputs_of` what it was made from."""
     data, _ = tables.encode_table(table, artifact.name, _NO_SHARD, artifact.made_by, inputs)
-    check_token(dataset.storage, token)
-    dataset.storage.put(artifact.path, data)
+    put_held(dataset.storage, artifact.path, data, token)
+
+
+def put_held(storage: Storage, path: str, data: bytes, token: str) -> None:
+    """Write a file as the holder of the lease: never over what a later holder wrote.
+
+    Raises LeaseError.
+    """
+    mark = storage.version(path)  # before the token: whoever took over since has changed it
+    check_token(storage, token)
+    done = storage.replace(path, data, mark) if mark else storage.create(path, data)
+    if not done and storage.read(path) != data:
+        raise LeaseError(f"{storage.full(path)} was written by another run; not committing")
 
 
 def read_artifact(dataset: Dataset, name: str) -> pa.Table:
     path = f"artifacts/{name}.parquet"
     return tables.read_table(dataset.storage, path, name, _NO_SHARD)[0]
+
+
+def write_plan(dataset: Dataset, name: str, digest: str, plan: pa.Table, token: str) -> None:
+    """Commit the plan of a source under the digest of all that it hangs on; older ones go."""
+    path = _plan_path(name, digest)
+    sink = io.BytesIO()
+    pq.write_table(plan, sink)
+    plans = dataset.storage.files("artifacts")  # before the token: not those of a later run
+    put_held(dataset.storage, path, sink.getvalue(), token)
+    for other in plans:
+        if other.startswith(f"artifacts/{name}-") and other != path:
+            with contextlib.suppress(FileNotFoundError):  # a frozen run that wakes up removes it
+                dataset.storage.delete(other)
+
+
+def read_plan(dataset: Dataset, name: str, digest: str) -> pa.Table:
+    """Row number = shard number. Raises FileNotFoundError."""
+    return pq.read_table(io.BytesIO(dataset.storage.read(_plan_path(name, digest))))
+
+
+def _plan_path(name: str, digest: str) -> str:
+    return f"artifacts/{name}-{digest[:8]}.parquet"
+
+
+def artifact_digest(dataset: Dataset, name: str, fingerprint: str | None = None) -> str:
+    """Of its content. Raises NoTableError when it is not there, StaleTableError when it has
+    another fingerprint (hash)."""
+    path = f"artifacts/{name}.parquet"
+    try:
+        footer = tables.read_footer(dataset.storage, path)
+    except FileNotFoundError:
+        raise tables.NoTableError(dataset.storage.full(path), name) from None
+    if fingerprint not in (None, footer.fingerprint):
+        raise tables.StaleTableError(dataset.storage.full(path))
+    return footer.digest
 
 
 def artifact_state(dataset: Dataset, artifact: Artifact) -> str:

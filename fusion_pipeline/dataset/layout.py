@@ -1,57 +1,101 @@
 """A dataset: its folders, which shards of a table exist, and reading them.
 
-shards/00000/00000012.tar            original bytes, texts, origin (12 // 1000 = folder 0)
-tables/<name>/00000/00000012.parquet
-tables/<name>/table.json             fingerprint of the table, and the fields it is made of
-artifacts/<name>                     centroids, plans
-runs/<run>/                          logs, timings
+shards/v-1a2b3c4d/00000/00000012.tar            original bytes, texts, origin (12 // 1000 = 0)
+tables/<name>/v-5e6f7081/00000/00000012.parquet
+tables/<name>/table.json                        the current version, and what it is made of
+artifacts/<name>                                centroids, plans
+runs/<run>/                                     logs, timings
 dataset.json  lease.json
+
+A version's folder is named by a hash of all that its files depend on as a whole: settings, models,
+plan, artifacts, upstream versions. So a worker of an older run can only write where nobody looks
+any more, and replacing a table is one write, of its table.json (docs/decisions/004).
 """
 
+import contextlib
 import io
 import json
 import re
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
 from fusion_pipeline.dataset import tables
-from fusion_pipeline.dataset.fingerprints import Fingerprint
+from fusion_pipeline.dataset.fingerprints import Fingerprint, canonical_json, short_hash
+from fusion_pipeline.dataset.lease import check_token
 from fusion_pipeline.dataset.schemas import SAMPLES
-from fusion_pipeline.dataset.storage import TEMPORARY, Storage
+from fusion_pipeline.dataset.storage import Storage
 from fusion_pipeline.dataset.tars import Member, read_members
 from fusion_pipeline.errors import FusionError
 
-FORMAT_VERSION = 1
-_DESCRIPTOR = "dataset.json"
+FORMAT_VERSION = 2
+DESCRIPTOR = "dataset.json"
 _SHARDS_A_FOLDER = 1000
+_FOLDER = re.compile(r"v-[0-9a-f]{8}")
+_READERS = 16
+"""Footers read at a time: an object store answers each in tens of milliseconds."""
 
 
 class DatasetError(FusionError):
     """The folder is no dataset, or of a format this version can't read."""
 
 
+@dataclass(frozen=True)
+class TableVersion:
+    """One version of a table: what it is made of, and the folder of its files."""
+
+    name: str
+    made_by: Fingerprint
+    folder: str
+    """`v-` and eight hex digits."""
+
+    @classmethod
+    def of(
+        cls, name: str, made_by: Fingerprint, depends: Mapping[str, str] | None = None
+    ) -> "TableVersion":
+        """`depends`: the versions of what it is made from as a whole, such as the plan."""
+        digest = short_hash(canonical_json([made_by.hash, dict(depends or {})]))
+        return cls(name, made_by, f"v-{digest[:8]}")
+
+    def path(self, shard: int) -> str:
+        folder = f"{shard // _SHARDS_A_FOLDER:05d}"
+        return f"tables/{self.name}/{self.folder}/{folder}/{shard:08d}.parquet"
+
+    def tar_path(self, shard: int) -> str:
+        """The shard's tar, of a version of `samples`."""
+        return f"shards/{self.folder}/{shard // _SHARDS_A_FOLDER:05d}/{shard:08d}.tar"
+
+
 class Dataset:
-    """One dataset folder. Holds no rows; cheap to pickle."""
+    """One dataset folder. Holds no rows; cheap to pickle.
+
+    Where a method takes a table, a name means its current version.
+    """
 
     def __init__(self, root: str | Path) -> None:
         self.storage = Storage(root)
+        self._footers: dict[str, dict[int, tuple[str, tables.Footer]]] = {}
+
+    def __reduce__(self) -> tuple[type["Dataset"], tuple[str]]:
+        return Dataset, (self.storage.url,)
 
     @classmethod
     def open(cls, root: str | Path) -> "Dataset":
-        """An existing dataset. Raises DatasetError when there is none, or a newer one."""
+        """An existing dataset. Raises DatasetError when there is none, or of another format."""
         dataset = cls(root)
-        try:
-            found = json.loads(dataset.storage.read(_DESCRIPTOR))["format_version"]
-        except FileNotFoundError:
+        found = dataset.format_version()
+        if found < FORMAT_VERSION:
             raise DatasetError(
-                f"{root} is no dataset: {_DESCRIPTOR} is missing. `fusion run` makes one."
-            ) from None
-        if found != FORMAT_VERSION:
+                f"{root} has format version {found}; this fusion reads version {FORMAT_VERSION}. "
+                f"Run `fusion migrate {root}` once."
+            )
+        if found > FORMAT_VERSION:
             raise DatasetError(
-                f"{root} has format version {found}; this fusion reads version {FORMAT_VERSION}."
+                f"{root} has format version {found}; this fusion reads version {FORMAT_VERSION}. "
+                "Use the newer fusion that wrote it."
             )
         return dataset
 
@@ -60,116 +104,188 @@ class Dataset:
         """The dataset at this place, made if there is none."""
         dataset = cls(root)
         version = json.dumps({"format_version": FORMAT_VERSION})
-        if not dataset.storage.create(_DESCRIPTOR, version.encode()):
+        if not dataset.storage.create(DESCRIPTOR, version.encode()):
             return cls.open(root)
         return dataset
 
     @property
     def exists(self) -> bool:
-        return self.storage.exists(_DESCRIPTOR)
+        return self.storage.exists(DESCRIPTOR)
+
+    def format_version(self) -> int:
+        """Raises DatasetError when there is no dataset."""
+        try:
+            found: int = json.loads(self.storage.read(DESCRIPTOR))["format_version"]
+        except FileNotFoundError:
+            raise DatasetError(
+                f"{self.storage.url} is no dataset: {DESCRIPTOR} is missing. `fusion run` makes "
+                "one."
+            ) from None
+        return found
 
     def clean_temporary(self) -> None:
         """Remove what a killed run left half written. Only under the lease."""
-        if self.storage.is_local:
-            self.storage.delete(TEMPORARY)
-
-    def clear(self) -> None:
-        """Remove all shards, tables and artifacts; logs stay. Plans go first: whatever a crash
-        leaves of the rest is then not taken for theirs."""
-        self.storage.delete("artifacts")
-        for name in self.table_names():
-            self.drop_table(name)
-        for folder in ("tables", "shards"):
-            self.storage.delete(folder)
-
-    # Paths
-
-    @staticmethod
-    def shard_path(shard: int) -> str:
-        return f"shards/{shard // _SHARDS_A_FOLDER:05d}/{shard:08d}.tar"
-
-    @staticmethod
-    def table_path(table: str, shard: int) -> str:
-        return f"tables/{table}/{shard // _SHARDS_A_FOLDER:05d}/{shard:08d}.parquet"
+        self.storage.clean_temporary()
 
     # Tables
 
-    def shards_of(self, table: str) -> set[int]:
-        """Numbers of the shards for which a table is committed, by listing."""
-        pattern = re.compile(rf"tables/{re.escape(table)}/\d{{5}}/(\d{{8}})\.parquet")
-        found = (pattern.fullmatch(path) for path in self.storage.files(f"tables/{table}"))
-        return {int(match[1]) for match in found if match}
+    def table_names(self) -> list[str]:
+        """Names of all tables, sorted."""
+
+        def below(folder: str) -> Iterator[str]:  # a table's name may have slashes
+            for name in self.storage.folders(f"tables/{folder}"):
+                if not _FOLDER.fullmatch(name):
+                    table = f"{folder}{name}"
+                    if self.storage.exists(_descriptor(table)):
+                        yield table
+                    yield from below(f"{table}/")
+
+        return sorted(below(""))
+
+    def current(self, table: str) -> TableVersion | None:
+        """The version that readers see; None when there is no such table. Raises DatasetError."""
+        try:
+            found = json.loads(self.storage.read(_descriptor(table)))
+        except FileNotFoundError:
+            return None
+        if "folder" not in found:
+            raise DatasetError(
+                f"{self.storage.full(_descriptor(table))} is of format version 1. Run `fusion "
+                f"migrate {self.storage.url}` once."
+            )
+        return TableVersion(table, Fingerprint(found["fields"]), found["folder"])
+
+    def version(self, table: str | TableVersion) -> TableVersion:
+        """The current version of a table by name. Raises NoTableError when there is none."""
+        if isinstance(table, TableVersion):
+            return table
+        found = self.current(table)
+        if found is None:
+            raise tables.NoTableError(self.storage.full(f"tables/{table}"), table)
+        return found
+
+    def describe_table(self, version: TableVersion, token: str) -> None:
+        """Make this version the current one, as the holder of the lease; files of others go.
+
+        One write: readers see the old version or this one. It is written once a run even when
+        nothing changes, so that a frozen driver of an older run can't write over it later.
+        Raises LeaseError.
+        """
+        content = {
+            "folder": version.folder,
+            "fingerprint": version.made_by.hash,
+            "fields": version.made_by.fields,
+            "holder": token,
+        }
+        path, data = _descriptor(version.name), json.dumps(content, indent=1).encode()
+        while True:  # ends: only an orphan's one late write can come between, or the lease is lost
+            mark = self.storage.version(path)  # before the token: what came later is noticed
+            check_token(self.storage, token)
+            if mark is not None and self.storage.read(path) == data:
+                break
+            if self.storage.replace(path, data, mark) if mark else self.storage.create(path, data):
+                break
+        others = self._others(version)  # before the token: not those that a later run makes
+        check_token(self.storage, token)
+        for folder in others:
+            # A frozen run that wakes up may remove it, too, or still write into it; what is left
+            # then goes with the next run.
+            with contextlib.suppress(OSError):
+                self.storage.delete(folder)
+
+    def _others(self, current: TableVersion) -> list[str]:
+        """Folders of other versions: nobody looks at them."""
+        places = [f"tables/{current.name}", *(["shards"] if current.name == SAMPLES else [])]
+        return [
+            f"{place}/{folder}"
+            for place in places
+            for folder in self.storage.folders(place)
+            if _FOLDER.fullmatch(folder) and folder != current.folder
+        ]
+
+    def drop_table(self, table: str) -> None:
+        """Remove a table; first of all from the sight of readers."""
+        old = self.current(table)
+        if old is None:
+            return
+        self.storage.delete(_descriptor(table))
+        self.storage.delete(f"tables/{table}/{old.folder}")
+
+    def shards_of(self, table: str | TableVersion) -> set[int]:
+        """Numbers of the shards for which a table is committed, by listing; none without it."""
+        version = self.current(table) if isinstance(table, str) else table
+        return set(self._marks(version)) if version else set()
+
+    def _marks(self, version: TableVersion) -> dict[int, str]:
+        """By shard in order, a mark that changes with the file's content."""
+        folder = f"tables/{version.name}/{version.folder}"
+        pattern = re.compile(rf"{re.escape(folder)}/\d{{5}}/(\d{{8}})\.parquet")
+        found = ((pattern.fullmatch(p), mark) for p, mark in self.storage.marks(folder).items())
+        return {int(match[1]): mark for match, mark in found if match}
 
     def shards(self) -> list[int]:
         """Numbers of all complete shards, in order."""
         return sorted(self.shards_of(SAMPLES))
 
-    def table_names(self) -> list[str]:
-        """Names of all tables, sorted."""
-        found = (path.split("/") for path in self.storage.files("tables"))
-        return sorted({"/".join(p[1:-1]) for p in found if p[-1] == "table.json"})
+    def read_table(self, table: str | TableVersion, shard: int) -> tuple[pa.Table, tables.Footer]:
+        """See `tables.read_table`; the table is checked to be of this version."""
+        version = self.version(table)
+        path = version.path(shard)
+        return tables.read_table(self.storage, path, version.name, shard, version.made_by)
 
-    def describe_table(self, table: str, made_by: Fingerprint) -> None:
-        """Declare what a table is made of, before its first shard is committed.
+    def read_footer(self, table: str | TableVersion, shard: int) -> tables.Footer:
+        return tables.read_footer(self.storage, self.version(table).path(shard))
 
-        Raises FingerprintMismatchError when the table exists and was made otherwise.
+    def footers(self, table: str | TableVersion) -> dict[int, tables.Footer]:
+        """Footers of all committed shards, by shard, in order; none without the table.
+
+        A file that has not changed since is not read again.
         """
-        content = json.dumps({"fingerprint": made_by.hash, "fields": made_by.fields}, indent=1)
-        path = f"tables/{table}/table.json"
-        if not self.storage.create(path, content.encode()):
-            self.check_table(table, made_by)
+        version = self.current(table) if isinstance(table, str) else table
+        if version is None:
+            return {}
+        marks = self._marks(version)
+        place = f"{version.name}/{version.folder}"
+        known = self._footers.get(place, {})
 
-    def check_table(self, table: str, made_by: Fingerprint) -> None:
-        """Raises FingerprintMismatchError when the table exists and was made otherwise."""
-        old = self.table_fields(table)
-        if old is not None and Fingerprint(old).hash != made_by.hash:
-            path = self.storage.full(f"tables/{table}")
-            raise tables.FingerprintMismatchError(path, old, made_by.fields)
+        def footer(shard: int) -> tables.Footer:
+            if shard in known and known[shard][0] == marks[shard]:
+                return known[shard][1]
+            return self.read_footer(version, shard)
 
-    def table_fields(self, table: str) -> Mapping[str, Any] | None:
-        """Fields of a table's fingerprint; None when there is no such table."""
-        try:
-            described = json.loads(self.storage.read(f"tables/{table}/table.json"))
-        except FileNotFoundError:
-            return None
-        fields: Mapping[str, Any] = described["fields"]
-        return fields
+        with ThreadPoolExecutor(1 if self.storage.is_local else _READERS) as pool:
+            found = dict(zip(marks, pool.map(footer, marks), strict=True))
+        self._footers[place] = {shard: (marks[shard], found[shard]) for shard in marks}
+        return found
 
-    def drop_table(self, table: str) -> None:
-        """Remove a table. Shards first, so that a crash leaves it recognisably the old one."""
-        for shard in self.shards_of(table):
-            self.storage.delete(self.table_path(table, shard))
-        self.storage.delete(f"tables/{table}/table.json")
-
-    def read_table(
-        self, table: str, shard: int, expected: Fingerprint | None = None
-    ) -> tuple[pa.Table, tables.Footer]:
-        """See `tables.read_table`."""
-        path = self.table_path(table, shard)
-        return tables.read_table(self.storage, path, table, shard, expected)
-
-    def read_footer(self, table: str, shard: int) -> tables.Footer:
-        return tables.read_footer(self.storage, self.table_path(table, shard))
+    def iterate(self, table: str) -> Iterator[tuple[int, pa.Table]]:
+        """(shard, table) of every committed shard in order, one in memory at a time."""
+        version = self.current(table)
+        if version is not None:
+            for shard in sorted(self.shards_of(version)):
+                yield shard, self.read_table(version, shard)[0]
 
     # Samples
 
-    def read_images(self, shard: int) -> dict[str, bytes]:
+    def read_images(self, shard: int, samples: str | TableVersion = SAMPLES) -> dict[str, bytes]:
         """Original encoded bytes of each image of a shard, by key. At most 256 MB."""
-        data = self.storage.read(self.shard_path(shard))
+        data = self.storage.read(self.version(samples).tar_path(shard))
         return {
             key: member.data
             for member in read_members(io.BytesIO(data))
             if (key := image_key(member)) is not None
         }
 
-    def read_image(self, shard: int, offset: int, size: int) -> bytes:
+    def read_image(
+        self, shard: int, offset: int, size: int, samples: str | TableVersion = SAMPLES
+    ) -> bytes:
         """One image, by the `image_offset` and `image_bytes` of the samples table."""
-        return self.storage.read_range(self.shard_path(shard), offset, offset + size)
+        path = self.version(samples).tar_path(shard)
+        return self.storage.read_range(path, offset, offset + size)
 
-    def iterate(self, table: str) -> Iterator[tuple[int, pa.Table]]:
-        """(shard, table) of every committed shard in order, one in memory at a time."""
-        for shard in sorted(self.shards_of(table)):
-            yield shard, self.read_table(table, shard)[0]
+
+def _descriptor(table: str) -> str:
+    return f"tables/{table}/table.json"
 
 
 def image_key(member: Member) -> str | None:

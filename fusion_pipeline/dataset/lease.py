@@ -1,8 +1,10 @@
 """The lease: one run at a time writes a dataset.
 
-`lease.json` names its holder. It is created by a conditional put, kept alive by a heartbeat, and
-taken over at once when its process on this host is gone, otherwise when its heartbeat ran out.
-Each commit checks that the file still carries its run's token.
+`lease.json` names its holder. It is only ever written by conditional writes (`Storage.create`,
+`Storage.replace`), so of many runs that want it one gets it, and a process that was frozen can't
+write over its successor. A heartbeat keeps it alive; it is taken over at once when its process on
+this host is gone, otherwise when its heartbeat ran out. Each commit checks that the file still
+carries its run's token.
 """
 
 import contextlib
@@ -13,7 +15,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import psutil
 
@@ -23,6 +25,7 @@ from fusion_pipeline.errors import FusionError
 LEASE = "lease.json"
 HEARTBEAT_S = 15.0
 EXPIRES_S = 90.0
+_TRIES = 100
 
 
 class LeaseError(FusionError):
@@ -39,6 +42,12 @@ class Lease:
     """Start time of the process, seconds since the epoch: a pid alone may be reused."""
     heartbeat: float
     """Seconds since the epoch."""
+    released: bool = False
+    """Given back. The file stays: a conditional write needs something to compare with."""
+
+    @property
+    def is_free(self) -> bool:
+        return self.released or self.holder_is_dead() or time.time() - self.heartbeat >= EXPIRES_S
 
     def holder_is_dead(self) -> bool:
         """Whether the holding process is known to be gone (only for this host)."""
@@ -63,47 +72,52 @@ def _encode(lease: Lease) -> bytes:
     return json.dumps(asdict(lease), indent=1).encode()
 
 
-def read_lease(storage: Storage) -> Lease | None:
+def _read(storage: Storage) -> Lease | None:
     try:
         return Lease(**json.loads(storage.read(LEASE)))
     except FileNotFoundError:
         return None
+    except (TypeError, ValueError) as error:  # not written by us: somebody edited it
+        raise LeaseError(
+            f"{storage.full(LEASE)} can't be read ({error}). If no run is at work here, delete it."
+        ) from error
+
+
+def read_lease(storage: Storage) -> Lease | None:
+    """Who holds the dataset; None when nobody does. Raises LeaseError for a file not ours."""
+    held = _read(storage)
+    return None if held is None or held.released else held
 
 
 def _acquire(storage: Storage, run: str) -> Lease:
-    process = psutil.Process()
     mine = Lease(
         token=uuid.uuid4().hex,
         run=run,
         host=_host(),
         pid=os.getpid(),
-        started=process.create_time(),
+        started=psutil.Process().create_time(),
         heartbeat=time.time(),
     )
-    tries = 0
-    while not storage.create(LEASE, _encode(mine)):
-        held = read_lease(storage)
-        if held is None:
-            continue  # released between the two calls
-        if not held.holder_is_dead() and time.time() - held.heartbeat < EXPIRES_S:
+    for _ in range(_TRIES):
+        version = storage.version(LEASE)  # before the read: what changes in between is noticed
+        held = _read(storage)
+        if held is not None and held.token == mine.token:
+            return mine  # the answer to our own write got lost
+        if held is not None and not held.is_free:
             raise LeaseError(
                 f"{storage.url} is in use by run {held.run} (process {held.pid} on {held.host}). "
                 f"Wait for it or stop it; a dead run's lease ends {EXPIRES_S:.0f} s after its "
                 "last sign of life, at once on its own host."
             )
-        _take_over(storage, held, force=(tries := tries + 1) > 50)
-    return mine
+        if _write(storage, mine, version):
+            return mine
+    raise LeaseError(f"{storage.full(LEASE)} changes all the time: too many runs want it")
 
 
-def _take_over(storage: Storage, dead: Lease, force: bool) -> None:
-    """Of many runs that find the same dead holder, exactly one removes its lease.
-
-    `force`: the one that was to remove it has died as well.
-    """
-    if storage.create(f"leases/{dead.token}.ended", b"") or force:
-        storage.delete(LEASE)
-    else:
-        time.sleep(0.1)  # another run is at it
+def _write(storage: Storage, lease: Lease, version: str | None) -> bool:
+    if version is None:
+        return storage.create(LEASE, _encode(lease))
+    return storage.replace(LEASE, _encode(lease), version)
 
 
 def check_token(storage: Storage, token: str) -> None:
@@ -115,24 +129,41 @@ def check_token(storage: Storage, token: str) -> None:
 
 
 @contextlib.contextmanager
+def as_holder(storage: Storage, token: str) -> Iterator[None]:
+    """What fails in this block after the lease was lost is a LeaseError: the run that took it over
+    may have removed the files that this one reads."""
+    try:
+        yield
+    except (FileNotFoundError, FusionError):
+        if token:
+            check_token(storage, token)
+        raise
+
+
+def _update(storage: Storage, lease: Lease) -> bool:
+    """Write our own lease anew; False when it is no longer ours."""
+    for _ in range(_TRIES):
+        version = storage.version(LEASE)
+        held = _read(storage)
+        if version is None or held is None or held.token != lease.token:
+            return False
+        if held == lease or storage.replace(LEASE, _encode(lease), version):
+            return True
+    return False
+
+
+@contextlib.contextmanager
 def hold_lease(storage: Storage, run: str) -> Iterator[str]:
     """Hold the dataset for the length of the block; gives the token that commits carry."""
     lease = _acquire(storage, run)
     stop = threading.Event()
 
     def beat() -> None:
-        alive = time.monotonic()
         while not stop.wait(HEARTBEAT_S):
             try:
-                held = read_lease(storage)
-                if held is None or held.token != lease.token:
-                    return
-                if time.monotonic() - alive > EXPIRES_S - HEARTBEAT_S:
-                    return  # frozen for too long: another run may be taking over at this moment
-                fresh = Lease(**{**asdict(lease), "heartbeat": time.time()})
-                storage.put(LEASE, _encode(fresh))
-                alive = time.monotonic()
-            except OSError:
+                if not _update(storage, replace(lease, heartbeat=time.time())):
+                    return  # taken over: commits will be refused
+            except (OSError, FusionError):
                 continue  # the store did not answer; the next beat may come through
 
     thread = threading.Thread(target=beat, name="lease-heartbeat", daemon=True)
@@ -142,6 +173,6 @@ def hold_lease(storage: Storage, run: str) -> Iterator[str]:
     finally:
         stop.set()
         thread.join()
-        held = read_lease(storage)
-        if held is not None and held.token == lease.token:
-            storage.delete(LEASE)
+        # A full disk or a silent store: the lease is then free when this process is gone.
+        with contextlib.suppress(OSError, FusionError):
+            _update(storage, replace(lease, released=True))

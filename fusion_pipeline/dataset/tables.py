@@ -28,6 +28,27 @@ class TableError(FusionError):
     """A stored table that can't be used; the message names the file and what to do."""
 
 
+class NoTableError(TableError):
+    """A table that is not there yet."""
+
+    def __init__(self, path: str, table: str) -> None:
+        super().__init__(
+            f"{path}: table {table!r} is not there yet. Run the steps before this one first "
+            "(without --only)."
+        )
+
+
+class StaleTableError(TableError):
+    """A table made from other inputs as a whole: another source, selection or clustering."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(
+            f"{path} was made from inputs that are no longer there (another source, selection or "
+            "clustering). Nothing was changed. Run again with --refresh to make it anew, with all "
+            "that depends on it, or choose a new `run` folder."
+        )
+
+
 class DamagedTableError(TableError):
     """Truncated, altered, or not the table that its name promises."""
 
@@ -134,11 +155,10 @@ def read_table(
 def read_footer(storage: Storage, path: str) -> Footer:
     """The footer alone, from the end of the file. Raises like `read_table`."""
     full = storage.full(path)
-    size = storage.size(path)
-    tail = storage.read_range(path, max(0, size - _TAIL_BYTES), size)
+    tail = storage.tail(path, _TAIL_BYTES)
     need = int.from_bytes(tail[-8:-4], "little") + 8 if tail[-4:] == b"PAR1" else 0
-    if need > len(tail):
-        tail = storage.read_range(path, max(0, size - need), size)
+    if need > len(tail) == _TAIL_BYTES:
+        tail = storage.tail(path, need)
     try:
         # Parquet metadata is readable from the tail alone; a leading magic makes it a file.
         return _footer(pq.ParquetFile(io.BytesIO(b"PAR1" + tail)), full)

@@ -1,23 +1,64 @@
 """A chain of steps over one dataset: what is pending, and running it shard by shard in a loop."""
 
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from enum import Enum
 
-from fusion_pipeline.dataset.layout import Dataset
+from fusion_pipeline.dataset.artifacts import artifact_digest
+from fusion_pipeline.dataset.fingerprints import Fingerprint
+from fusion_pipeline.dataset.layout import Dataset, TableVersion
+from fusion_pipeline.dataset.lease import as_holder
 from fusion_pipeline.dataset.schemas import SOURCES, UPSTREAM
-from fusion_pipeline.engine.shard import ShardResult, Step, broken, make_shard, run_stage
+from fusion_pipeline.dataset.tables import FingerprintMismatchError, Footer, StaleTableError
+from fusion_pipeline.engine.errors import broken
+from fusion_pipeline.engine.shard import (
+    Place,
+    Redo,
+    ShardResult,
+    Step,
+    examine,
+    make_shard,
+    run_stage,
+)
 from fusion_pipeline.engine.stage import Resources, ShardImages, ShardMaker, Source, Worker
+from fusion_pipeline.engine.watch import Watch
+
+
+class Replace(Enum):
+    """Which finished tables may be replaced as a whole."""
+
+    NOTHING = 0
+    STALE = 1
+    """Made from another source, selection or clustering: `--refresh`."""
+    CHANGED = 2
+    """Made with other settings, too: `--overwrite`."""
 
 
 @dataclass(frozen=True)
 class Chain:
     """Steps in the order in which data flows through them; a source, if any, comes first."""
 
-    dataset: Dataset
+    place: Place
     steps: tuple[Step, ...]
-    token: str = ""
-    """Of the lease under which the chain commits."""
-    retry_failed: bool = False
+    redo: Redo = Redo.MISSING
+
+    @classmethod
+    def resolve(
+        cls, dataset: Dataset, steps: Sequence[Step], plan: str = "", redo: Redo = Redo.MISSING
+    ) -> "Chain":
+        """The chain with the versions that its tables have now; `plan`: digest of the source's.
+
+        Raises NoTableError when a table or artifact that it reads is not there.
+        """
+        return cls(Place(dataset, resolve(dataset, steps, plan), plan=plan), tuple(steps), redo)
+
+    @property
+    def dataset(self) -> Dataset:
+        return self.place.dataset
+
+    def under(self, token: str, run: str = "") -> "Chain":
+        """The same chain as the holder of the dataset's lease, in the run of this name."""
+        return replace(self, place=replace(self.place, token=token, run=run))
 
     def pools(self) -> list["Chain"]:
         """Cut into runs of steps with equal resources; each run shares its workers.
@@ -37,25 +78,62 @@ class Chain:
         """Of a chain that is one pool."""
         return self.steps[0].work.resources
 
-    def check(self, write: bool) -> None:
-        """Check that existing tables were made as this chain would make them, and with `write`
-        declare the others. Raises FingerprintMismatchError."""
-        act = self.dataset.describe_table if write else self.dataset.check_table
-        for step in self.steps:
-            act(step.table, step.made_by)
-            if isinstance(step.work, Source):
-                act(SOURCES, step.made_by)
+    @property
+    def written(self) -> list[TableVersion]:
+        """In the order in which older versions are replaced: `samples`, which marks a shard as
+        complete, before `sources`, which is there wherever `samples` is."""
+        tables = [step.table for step in self.steps]
+        if any(isinstance(step.work, Source) for step in self.steps):
+            tables.insert(1, SOURCES)
+        return [self.place.versions[table] for table in tables]
+
+    def outdated(self, allowed: Replace) -> list[TableVersion]:
+        """Existing tables that are of another version than this chain makes.
+
+        Raises FingerprintMismatchError, StaleTableError when they may not be replaced.
+        """
+        found = []
+        for version in self.written:
+            current = self.dataset.current(version.name)
+            if current is None or current.folder == version.folder:
+                continue
+            check_settings(self.dataset, current, version.made_by, allowed)
+            if current.made_by.hash == version.made_by.hash and allowed is Replace.NOTHING:
+                raise StaleTableError(self.dataset.storage.full(f"tables/{version.name}"))
+            found.append(version)
+        return found
+
+    @property
+    def is_described(self) -> bool:
+        """Whether readers see these versions. A run that died may have left a whole one unseen."""
+        return all(self.dataset.current(version.name) == version for version in self.written)
+
+    def describe(self) -> None:
+        """Declare the chain's tables, before their first shards. Raises LeaseError."""
+        for version in self.written:
+            self.dataset.describe_table(version, self.place.token)
 
     def pending(self, shards: Sequence[int]) -> dict[str, list[int]]:
-        """For each table with something to do its shards, in order; by listing, O(shards)."""
+        """For each table with something to do its shards, in order; by listing, O(shards).
+
+        To find stale and failed rows, footers are read, too.
+        """
+        with as_holder(self.dataset.storage, self.place.token):
+            return self._pending(shards)
+
+    def _pending(self, shards: Sequence[int]) -> dict[str, list[int]]:
         found: dict[str, list[int]] = {}
-        retried: set[int] = set()
+        again: set[int] = set()
+        footers = _Footers(self.place)
         for step in self.steps:
-            done = self.dataset.shards_of(step.table)
-            if self.retry_failed and not isinstance(step.work, Source):
-                # What hangs on a retried table is looked at again, too.
-                retried.update(s for s in shards if s in done and self._is_to_retry(step, s))
-            todo = [shard for shard in shards if shard not in done or shard in retried]
+            version = self.place.versions[step.table]
+            if self.redo is Redo.MISSING or isinstance(step.work, Source):
+                done = self.dataset.shards_of(version)
+            else:
+                done = set(footers.of(step.table))
+                # What hangs on a table that is made again is looked at again, too.
+                again.update(s for s in shards if s in done and self._is_due(step, s, footers))
+            todo = [shard for shard in shards if shard not in done or shard in again]
             if todo:
                 found[step.table] = todo
         return found
@@ -65,15 +143,68 @@ class Chain:
         steps = tuple(step for step in self.steps if step.table in tables)
         return replace(self, steps=steps)
 
-    def _is_to_retry(self, step: Step, shard: int) -> bool:
-        """Whether rows failed, or were left out for an upstream table that has changed since."""
-        footer = self.dataset.read_footer(step.table, shard)
+    def _is_due(self, step: Step, shard: int, footers: "_Footers") -> bool:
+        footer = footers.of(step.table)[shard]
+        is_stale = any(
+            shard in footers.of(name) and footers.of(name)[shard].digest != old
+            for name, old in footer.inputs.items()
+        )
+        if self.redo is Redo.STALE:
+            return is_stale
         if any(name.startswith("failed") for name in footer.counts):
             return True
-        if not any(name.startswith(f"filtered:{UPSTREAM}") for name in footer.counts):
-            return False
-        inputs = footer.inputs.items()
-        return any(self.dataset.read_footer(name, shard).digest != old for name, old in inputs)
+        # Rows left out for an upstream table, which has changed since.
+        return is_stale and any(name.startswith(f"filtered:{UPSTREAM}") for name in footer.counts)
+
+
+def check_settings(
+    dataset: Dataset, current: TableVersion, made_by: Fingerprint, allowed: Replace
+) -> None:
+    """Raises FingerprintMismatchError when a table was made otherwise and may not be replaced."""
+    if current.made_by.hash != made_by.hash and allowed is not Replace.CHANGED:
+        path = dataset.storage.full(f"tables/{current.name}")
+        raise FingerprintMismatchError(path, current.made_by.fields, made_by.fields)
+
+
+def resolve(dataset: Dataset, steps: Sequence[Step], plan: str) -> dict[str, TableVersion]:
+    """The version of every table that the steps write or read, as things are now.
+
+    It hangs on the versions of the tables it is made from, on the content of artifacts, and for a
+    source on the plan; so new inputs as a whole make a new version. Raises NoTableError.
+    """
+    versions: dict[str, TableVersion] = {}
+    for step in steps:
+        for name, expected in step.inputs.items():
+            if name not in versions:
+                versions[name] = dataset.version(name)
+                check_settings(dataset, versions[name], expected, Replace.NOTHING)
+        depends = {name: versions[name].folder for name in step.inputs}
+        depends |= _artifacts(dataset, step)
+        if isinstance(step.work, Source):
+            depends["plan"] = plan
+            versions[SOURCES] = TableVersion.of(SOURCES, step.made_by, depends)
+        versions[step.table] = TableVersion.of(step.table, step.made_by, depends)
+    return versions
+
+
+def _artifacts(dataset: Dataset, step: Step) -> dict[str, str]:
+    """Digest of each artifact that the step reads. Raises NoTableError, and StaleTableError when it
+    is of other settings: written by a run that was frozen, after we looked."""
+    made_by = step.made_by.fields["upstream"] if step.artifacts else {}
+    return {name: artifact_digest(dataset, name, made_by[name]) for name in step.artifacts}
+
+
+@dataclass
+class _Footers:
+    """Footers of a place's tables, each table's read once."""
+
+    place: Place
+    _read: dict[str, Mapping[int, Footer]] = field(default_factory=dict)
+
+    def of(self, table: str) -> Mapping[int, Footer]:
+        if table not in self._read:
+            self._read[table] = self.place.dataset.footers(self.place.versions[table])
+        return self._read[table]
 
 
 @dataclass
@@ -81,26 +212,52 @@ class ChainRunner:
     """Runs a chain on one shard at a time, in this process. Models load when first needed."""
 
     chain: Chain
+    watch: Watch = field(default_factory=Watch)
     _workers: dict[str, Worker] = field(default_factory=dict)
     _makers: dict[str, ShardMaker] = field(default_factory=dict)
 
-    def run(self, shard: int) -> Iterator[ShardResult]:
-        """Do what is missing for a shard; one result for each step that did something."""
-        chain = self.chain
-        images = ShardImages(chain.dataset, shard)
-        for step in chain.steps:
-            exists = chain.dataset.storage.exists(chain.dataset.table_path(step.table, shard))
-            if isinstance(step.work, Source):
-                if not exists:
-                    maker = self._maker(step)
-                    yield make_shard(chain.dataset, step, maker, shard, chain.token)
-            elif not exists or chain.retry_failed:
-                result = run_stage(
-                    chain.dataset, step, self._opener(step), shard, chain.token, images,
-                    retry_failed=chain.retry_failed and exists,
-                )  # fmt: skip
-                if result is not None:
-                    yield result
+    def run(
+        self,
+        shard: int,
+        condemned: Mapping[str, Mapping[int, str]] | None = None,
+        halvings: int = 0,
+    ) -> Iterator[ShardResult]:
+        """Do what is missing for a shard; one result for each step that did something.
+
+        `condemned`: by table the rows that must not be touched, with the reason. Between two steps
+        it looks whether the run is to stop (`Place.is_stopping`).
+        """
+        place, watch = self.chain.place, self.watch
+        images = ShardImages(place.dataset, shard, place.versions)
+        for number, step in enumerate(self.chain.steps):
+            if place.is_stopping():
+                break
+            watch.begin_step(number, (condemned or {}).get(step.table, {}))
+            with as_holder(place.dataset.storage, place.token):
+                result = self._run_step(step, shard, images, halvings)
+            if result is not None:
+                yield result
+        watch.rest()
+
+    def _run_step(
+        self, step: Step, shard: int, images: ShardImages, halvings: int
+    ) -> ShardResult | None:
+        place = self.chain.place
+        if not isinstance(step.work, Source):
+            opener, redo = self._opener(step), self.chain.redo
+            return run_stage(place, step, opener, shard, images, redo, self.watch, halvings)
+        if place.dataset.storage.exists(place.versions[step.table].path(shard)):
+            return None
+        return make_shard(place, step, self._maker(step), shard, self.watch)
+
+    def examine(self, shard: int, number: int, start: int, condemned: Mapping[int, str]) -> None:
+        """See `engine.shard.examine`, for the step of this number."""
+        place, step = self.chain.place, self.chain.steps[number]
+        images = ShardImages(place.dataset, shard, place.versions)
+        self.watch.begin_step(number, condemned)
+        opener, redo = self._opener(step), self.chain.redo
+        examine(place, step, opener, shard, images, redo, self.watch, start)
+        self.watch.rest()
 
     def open_all(self) -> None:
         """Load every model now, not at the first shard. Raises StageError."""
@@ -113,17 +270,27 @@ class ChainRunner:
     def _maker(self, step: Step) -> ShardMaker:
         assert isinstance(step.work, Source)
         if step.table not in self._makers:
-            self._makers[step.table] = step.work.open_source()
+            self._makers[step.table] = step.work.open_source(self.chain.place.plan)
         return self._makers[step.table]
 
     def _opener(self, step: Step) -> Callable[[], Worker]:
         def get() -> Worker:
             assert not isinstance(step.work, Source)
             if step.table not in self._workers:
-                self._workers[step.table] = step.work.open()
+                worker = step.work.open()
+                self._check_artifacts(step)
+                self._workers[step.table] = worker
             return self._workers[step.table]
 
         return get
+
+    def _check_artifacts(self, step: Step) -> None:
+        """Raises StaleTableError when the worker may have read others than the version says."""
+        dataset, versions = self.chain.dataset, self.chain.place.versions
+        depends = {name: versions[name].folder for name in step.inputs}
+        depends |= _artifacts(dataset, step)
+        if TableVersion.of(step.table, step.made_by, depends) != versions[step.table]:
+            raise StaleTableError(dataset.storage.full(f"tables/{step.table}"))
 
 
 def run_in_process(chain: Chain, shards: Sequence[int]) -> Iterator[ShardResult]:

@@ -6,16 +6,21 @@ of a step, which later pools pass on to the driver.
 """
 
 import contextlib
+import json
 import logging
 import os
+import queue
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 
-from fusion_pipeline.engine.chain import Chain, ChainRunner
-from fusion_pipeline.engine.shard import ShardResult, StageError
+from fusion_pipeline.engine.chain import Chain
+from fusion_pipeline.engine.errors import StageError
+from fusion_pipeline.engine.guard import Guard, Incident, Limits, default_memory
+from fusion_pipeline.engine.shard import ShardResult
 from fusion_pipeline.errors import FusionError
 
 _ROW = pa.schema(
@@ -27,24 +32,36 @@ _ROW = pa.schema(
         pa.field("failed", pa.int64()),
         pa.field("seconds", pa.float64()),
         pa.field("first_error", pa.string()),
+        pa.field("cpu_seconds", pa.float64()),
+        pa.field("attempt", pa.int64()),
+        pa.field("incident", pa.string()),  # JSON, in place of a result
     ]
 )
 
 
-def _row(shard: int, result: ShardResult | None = None) -> pa.Table:
-    row: dict[str, Any] = dict.fromkeys(_ROW.names)
-    row |= asdict(result) if result else {"shard": shard}
+def _row(shard: int, result: ShardResult | Incident | None = None) -> pa.Table:
+    row: dict[str, Any] = {**dict.fromkeys(_ROW.names), "shard": shard}
+    if isinstance(result, Incident):
+        row |= {"step": result.step, "incident": json.dumps(asdict(result))}
+    elif result is not None:
+        row |= asdict(result)
     return pa.Table.from_pylist([row], schema=_ROW)
 
 
-class _PoolWorker:
-    """An actor of a pool. Commits what it makes; passes shard numbers on."""
+def _result(row: dict[str, Any]) -> ShardResult | Incident:
+    incident = row.pop("incident")
+    return Incident(**json.loads(incident)) if incident else ShardResult(**row)
 
-    def __init__(self, chain: Chain) -> None:
-        self._runner = ChainRunner(chain)
+
+class _PoolWorker:
+    """An actor of a pool: watches over the process that does the work; passes shard numbers on."""
+
+    def __init__(self, chain: Chain, limits: Limits) -> None:
+        self._guard = Guard(chain, limits)
+        self._metrics = _Metrics()
         self._broken: StageError | None = None
         try:
-            self._runner.open_all()
+            self._guard.open()
         except StageError as error:
             self._broken = error  # raised by the first task: an actor that dies at birth is retried
 
@@ -54,11 +71,40 @@ class _PoolWorker:
         block = block.select(_ROW.names).cast(_ROW)
         for row in block.to_pylist():
             if row["step"] is not None:
-                yield _row(row["shard"], ShardResult(**row))
+                yield _row(row["shard"], _result(row))
                 continue
-            for result in self._runner.run(row["shard"]):
+            for result in self._guard.run(row["shard"]):
+                self._metrics.add(result)
                 yield _row(row["shard"], result)
             yield _row(row["shard"])
+
+
+class _Metrics:
+    """The run's numbers for Prometheus, by Ray's own exporter."""
+
+    def __init__(self) -> None:
+        from ray.util.metrics import Counter, Histogram
+
+        self._rows = Counter("fusion_rows", "Rows that a step worked on", ("step", "status"))
+        self._shards = Counter("fusion_shards", "Tables committed", ("step",))
+        self._seconds = Histogram(
+            "fusion_shard_seconds", "Time of a step on one shard", _SECONDS, ("step",)
+        )
+        self._lost = Counter("fusion_processes_lost", "Worker processes lost", ("step", "verdict"))
+
+    def add(self, result: ShardResult | Incident) -> None:
+        tags = {"step": result.step}
+        if isinstance(result, Incident):
+            self._lost.inc(1, {**tags, "verdict": result.verdict})
+            return
+        self._shards.inc(1, tags)
+        self._seconds.observe(max(result.seconds, 1e-6), tags)
+        for status, rows in (("ok", result.worked - result.failed), ("failed", result.failed)):
+            if rows > 0:
+                self._rows.inc(rows, {**tags, "status": status})
+
+
+_SECONDS = [0.1, 0.5, 1, 5, 10, 30, 60, 300, 1800]
 
 
 @dataclass(frozen=True)
@@ -82,6 +128,8 @@ _ENVIRONMENT = {
 def start_ray(options: RayOptions) -> None:
     """Connect to the cluster, or start one on this machine with a loopback dashboard."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # A thread that still asks Ray for results after the run's end would start it anew.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     address = options.address or os.environ.get("RAY_ADDRESS")  # a submitted job has the latter
     if address is None:
         # Ray Data trips Ray's own warning on each pool (ray-project/ray#53727) from C++.
@@ -100,6 +148,7 @@ def start_ray(options: RayOptions) -> None:
     }
     if address is None:
         common |= {
+            "address": "local",  # never the Ray of somebody else's run on this machine
             "num_cpus": options.cpus,
             "include_dashboard": options.dashboard,
             "dashboard_host": "127.0.0.1",
@@ -130,26 +179,30 @@ def stop_ray() -> None:
     ray.shutdown()
 
 
-def run_on_ray(chain: Chain, shards: Sequence[int]) -> Iterator[ShardResult]:
+def run_on_ray(
+    chain: Chain, shards: Sequence[int], limits: Limits | None = None
+) -> Iterator[ShardResult | Incident]:
     """Like `chain.run_in_process`, in parallel; results come as shards finish.
 
-    Raises StageError when a stage breaks; committed shards stay.
+    Raises StageError when a stage breaks, or when nothing comes for far longer than one worker may
+    be silent; committed shards stay.
     """
     import ray
     from ray.data import ActorPoolStrategy
-    from ray.exceptions import RayError
 
     _configure_ray_data()
     pools = chain.pools()
     sizes = [_pool_size(pool, len(shards)) for pool in pools]
     total_cpus = float(ray.cluster_resources().get("CPU", 1))
     share = max(0.01, (total_cpus - 0.1) / sum(sizes))
+    limits = limits or Limits(default_memory(sum(sizes)))
     dataset = ray.data.from_arrow([_row(shard) for shard in shards])
     for pool, size in zip(pools, sizes, strict=True):
         resources = pool.resources
+        memory = max(limits.memory_bytes, int(resources.memory_gb * 2**30))
         dataset = dataset.map_batches(
             _PoolWorker,
-            fn_constructor_args=(pool,),
+            fn_constructor_args=(pool, replace(limits, memory_bytes=memory)),
             batch_size=None,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),
@@ -158,13 +211,61 @@ def run_on_ray(chain: Chain, shards: Sequence[int]) -> Iterator[ShardResult]:
             num_gpus=resources.gpus or None,
             memory=int(resources.memory_gb * 2**30) or None,
         )
+    for row in _timely(_rows(dataset), _START_S + 3 * limits.stall_s):
+        if row["step"] is not None:
+            yield _result(row)
+
+
+_START_S = 300.0
+"""For actors to be placed and models to be loaded, on top of the silence that workers may keep."""
+
+
+def _rows(dataset: Any) -> Iterator[dict[str, Any]]:
+    from ray.exceptions import RayError
+
     try:
         for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-            for row in batch.to_pylist():
-                if row["step"] is not None:
-                    yield ShardResult(**row)
+            yield from batch.to_pylist()
     except RayError as error:
         raise _own_error(error) from error
+
+
+def _timely(rows: Iterator[dict[str, Any]], silence_s: float) -> Iterator[dict[str, Any]]:
+    """The same rows; raises StageError when none comes for so long. Workers have an eye on
+    themselves, so this is Ray's: a node is lost for good, or what a pool asks for is not there."""
+    found: queue.SimpleQueue[dict[str, Any] | Exception | None] = queue.SimpleQueue()
+
+    def collect() -> None:
+        try:
+            for row in rows:
+                found.put(row)
+            found.put(None)
+        except Exception as error:  # noqa: BLE001 - raised again below, in the caller's thread
+            found.put(error)
+
+    threading.Thread(target=collect, name="ray-results", daemon=True).start()
+    while True:
+        try:
+            row = found.get(timeout=silence_s)
+        except queue.Empty:
+            raise StageError(_stalled(silence_s)) from None
+        if isinstance(row, Exception):
+            raise row
+        if row is None:
+            return
+        yield row
+
+
+def _stalled(silence_s: float) -> str:
+    import ray
+
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    free = {name: ray.available_resources().get(name, 0) for name in ("CPU", "GPU", "memory")}
+    return (
+        f"no step of any shard was finished for {silence_s / 60:.0f} minutes. Ray has {nodes} "
+        f"nodes; free: {free}. `ray status` and the dashboard say what it waits for. Finished "
+        "shards are kept; the same command resumes."
+    )
 
 
 def _call(function: Callable[..., None], *arguments: object) -> None:
@@ -215,11 +316,19 @@ def _configure_ray_data() -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
+_RAYS_ADVICE = "\nFailed to apply UDF transform"
+"""From here on a message is Ray Data's, on how to make it try again."""
+
+
 def _own_error(error: BaseException) -> FusionError:
     """The worker's own error out of the wrappers that Ray puts around it."""
+    from ray.exceptions import RayTaskError
+
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, FusionError):
+        # Ray makes a class of both kinds, with a trace for message: its `cause` is the error.
+        if isinstance(cause, FusionError) and not isinstance(cause, RayTaskError):
+            cause.args = (str(cause).split(_RAYS_ADVICE)[0],)
             return cause
         cause = getattr(cause, "cause", None) or cause.__cause__
     return StageError(f"a Ray worker failed: {error}")

@@ -20,7 +20,9 @@ from rich.progress import (
 
 from fusion_pipeline.dataset.storage import Storage
 from fusion_pipeline.engine.chain import Chain
-from fusion_pipeline.engine.shard import ShardResult, StageError
+from fusion_pipeline.engine.errors import StageError
+from fusion_pipeline.engine.guard import Incident
+from fusion_pipeline.engine.shard import ShardResult
 
 
 @dataclass(frozen=True)
@@ -60,24 +62,32 @@ class FuseCounter:
 
 
 class RunLog:
-    """`runs/<run>/` of a dataset: one JSON line per finished step of a shard, with times.
+    """`runs/<run>/` of a dataset: JSON lines, one for each step of a shard that was finished
+    (`shards-*.jsonl`) and for each process that was lost (`incidents-*.jsonl`).
 
-    Rewritten whole at intervals, since an object store can't append; O(shards) lines.
+    In segments, since an object store can't append; the last one is rewritten at intervals.
     """
 
     FLUSH_S = 10.0
+    SEGMENT_LINES = 1000
 
     def __init__(self, storage: Storage, run: str) -> None:
         self._storage = storage
-        self._path = f"runs/{run}/shards.jsonl"
-        self._lines: list[str] = []
-        if storage.exists(self._path):  # an earlier chain of the same run
-            self._lines = storage.read(self._path).decode().splitlines()
+        self._run = run
+        self._segments: dict[str, tuple[int, list[str]]] = {}
+        for kind in ("shards", "incidents"):  # an earlier chain of the same run has its own
+            taken = [p for p in storage.files(f"runs/{run}") if f"/{kind}-" in p]
+            self._segments[kind] = (len(taken), [])
         self._flushed = time.monotonic()
 
-    def add(self, result: ShardResult) -> None:
+    def add(self, result: ShardResult | Incident) -> None:
+        kind = "shards" if isinstance(result, ShardResult) else "incidents"
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        self._lines.append(json.dumps({"at": now, **asdict(result)}))
+        number, lines = self._segments[kind]
+        lines.append(json.dumps({"at": now, "run": self._run, **asdict(result)}))
+        if len(lines) == self.SEGMENT_LINES:
+            self._put(kind)
+            self._segments[kind] = (number + 1, [])
         if time.monotonic() - self._flushed > self.FLUSH_S:
             self.flush()
 
@@ -88,20 +98,26 @@ class RunLog:
         self.flush()
 
     def flush(self) -> None:
-        if self._lines:
-            self._storage.put(self._path, ("\n".join(self._lines) + "\n").encode())
+        for kind in self._segments:
+            self._put(kind)
         self._flushed = time.monotonic()
+
+    def _put(self, kind: str) -> None:
+        number, lines = self._segments[kind]
+        if lines:
+            path = f"runs/{self._run}/{kind}-{number:05d}.jsonl"
+            self._storage.put(path, ("\n".join(lines) + "\n").encode())
 
 
 def new_run_id() -> str:
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}"
 
 
-def read_run_log(storage: Storage) -> list[dict[str, object]]:
-    """Every line of every run of a dataset, oldest run first."""
+def read_run_log(storage: Storage, kind: str = "shards") -> list[dict[str, object]]:
+    """Every line of every run of a dataset, oldest run first. `kind`: shards or incidents."""
     lines: list[dict[str, object]] = []
     for path in storage.files("runs"):
-        if path.endswith("/shards.jsonl"):
+        if f"/{kind}-" in path and path.endswith(".jsonl"):
             lines += [json.loads(line) for line in storage.read(path).splitlines()]
     return lines
 
@@ -125,7 +141,7 @@ def progress_bars(console: Console) -> Iterator[Progress]:
 def drive(
     chain: Chain,
     pending: Mapping[str, Sequence[int]],
-    run: Callable[[Chain, Sequence[int]], Iterable[ShardResult]],
+    run: Callable[[Chain, Sequence[int]], Iterable[ShardResult | Incident]],
     log: RunLog,
     fuse: Fuse,
     console: Console,
@@ -147,11 +163,32 @@ def drive(
                 step.work.name, total=len(pending[step.table]), samples=0, rate=""
             )
         for result in run(chain, shards):
-            committed += 1
             log.add(result)
+            if isinstance(result, Incident):
+                _tell(progress.console, result)
+                continue
+            committed += 1
             task = progress.tasks[tasks[result.step]]
             samples = task.fields["samples"] + result.rows
             rate = f"{samples / max(time.monotonic() - started, 1e-9):,.1f}/s"
             progress.update(task.id, advance=1, samples=samples, rate=rate)
             counter.add(result)
     return committed
+
+
+_VERDICTS = {
+    "again": "trying again",
+    "examine": "looking for the image that did it",
+    "condemned": "twice at this image alone: its row fails",
+    "smaller batches": "trying again with smaller batches",
+}
+
+
+def _tell(console: Console, lost: Incident) -> None:
+    row = f", row {lost.row}" if lost.row is not None else ""
+    console.print(
+        f"[yellow]{lost.step}, shard {lost.shard}{row}: lost a process ({lost.cause}); "
+        f"{_VERDICTS[lost.verdict]}[/]",
+        highlight=False,
+        soft_wrap=True,
+    )

@@ -11,7 +11,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
 
-from fusion_pipeline.dataset.layout import Dataset
+from fusion_pipeline.dataset.layout import Dataset, TableVersion
+from fusion_pipeline.dataset.schemas import SAMPLES
+from fusion_pipeline.engine.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,27 @@ class ShardBlock:
     """
 
     def __init__(
-        self, dataset: Dataset, shard: int, tables: Mapping[str, pa.Table], images: "ShardImages"
+        self,
+        dataset: Dataset,
+        shard: int,
+        tables: Mapping[str, pa.Table],
+        images: "ShardImages",
+        watch: Watch | None = None,
+        halvings: int = 0,
     ) -> None:
         self.dataset = dataset
         self.shard = shard
+        self.halvings = halvings
+        """How often to halve the batch size: the device ran out of memory so many times."""
         self._tables = tables
         self._images = images
+        self._watch = watch or Watch()
         self.keys: list[str] = tables["samples"]["key"].to_pylist()
+
+    def tick(self) -> None:
+        """To be called by a worker that is long at work, at least every few minutes: one that says
+        nothing for too long is taken to be stuck."""
+        self._watch.tick()
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -69,13 +85,16 @@ class ShardBlock:
 class ShardImages:
     """Images of one shard, read once for all stages of a pool, and only when one asks."""
 
-    def __init__(self, dataset: Dataset, shard: int) -> None:
+    def __init__(
+        self, dataset: Dataset, shard: int, versions: Mapping[str, TableVersion] | None = None
+    ) -> None:
         self._dataset = dataset
         self._shard = shard
+        self._samples = (versions or {}).get(SAMPLES, SAMPLES)
 
     @cached_property
     def by_key(self) -> dict[str, bytes]:
-        return self._dataset.read_images(self._shard)
+        return self._dataset.read_images(self._shard, self._samples)
 
 
 class Worker(Protocol):
@@ -133,7 +152,10 @@ class ShardContents:
 
 
 class ShardMaker(Protocol):
-    def __call__(self, shard: int) -> ShardContents: ...
+    def __call__(self, shard: int, watch: Watch) -> ShardContents:
+        """Make a shard. A maker that touches foreign bytes calls `watch.begin_row` with the number
+        of each input row, and gives a row for which that returns a reason status `failed`."""
+        ...
 
 
 @runtime_checkable
@@ -151,4 +173,19 @@ class Source(Protocol):
 
     def settings(self) -> Mapping[str, Any]: ...
 
-    def open_source(self) -> ShardMaker: ...
+    def plan_digest(self) -> str:
+        """Of all that the plan hangs on: which files there are, which rows are chosen."""
+        ...
+
+    def plan(self, digest: str) -> list[int] | None:
+        """Rows of each shard there is to be; None when no such plan is committed."""
+        ...
+
+    def make_plan(self, digest: str, token: str) -> list[int]:
+        """Make the plan and commit it, as the holder of the lease. The same digest makes the same
+        plan, and each has its own file: a worker of an older run keeps to the older plan."""
+        ...
+
+    def open_source(self, digest: str) -> ShardMaker:
+        """By the committed plan of this digest; the source itself is not listed again."""
+        ...

@@ -63,9 +63,9 @@ class Export:
         """Which engine, template and models made these captions."""
         revisions: dict[str, Any] = {}
         for table in self.selected.table_names():
-            fields = self.selected.table_fields(table) or {}
-            if fields.get("revision"):
-                revisions[table] = fields["revision"]
+            revision = self.selected.version(table).made_by.fields.get("revision")
+            if revision:
+                revisions[table] = revision
         return {
             "engine": self.captions.split("/", 1)[1],
             "template": self.prompts.split("/", 1)[1],

@@ -56,7 +56,9 @@ class Caption:
 
     async def _caption(self, engine: CaptionEngine, block: ShardBlock) -> pa.Table:
         try:
-            answers = await asyncio.gather(*map(engine.caption, self._requests(block)))
+            answers = await asyncio.gather(
+                *(_answer(engine, request, block) for request in self._requests(block))
+            )
         finally:
             await engine.close()
         return build_table(block.keys, [_outcome(answer) for answer in answers], self.columns)
@@ -77,6 +79,14 @@ class Caption:
             )
             for key, image, width, height, prompt, row in columns
         ]
+
+
+async def _answer(
+    engine: CaptionEngine, request: CaptionRequest, block: ShardBlock
+) -> CaptionOutcome:
+    answer = await engine.caption(request)
+    block.tick()
+    return answer
 
 
 def _outcome(answer: CaptionOutcome) -> Outcome:

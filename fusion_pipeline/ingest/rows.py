@@ -21,10 +21,6 @@ class SourceError(FusionError):
     """A source that can't be read at all; the message names the config field and the fix."""
 
 
-class SourceChangedError(SourceError):
-    """The source is not the one that was planned."""
-
-
 @dataclass(frozen=True, slots=True)
 class InputRow:
     source: str

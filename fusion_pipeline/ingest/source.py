@@ -1,34 +1,31 @@
 """Ingest: a source's rows -> shards of decodable samples, every input row accounted for."""
 
-import hashlib
-import io
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from fusion_pipeline.dataset.fingerprints import canonical_json
+from fusion_pipeline.dataset.artifacts import read_plan, write_plan
+from fusion_pipeline.dataset.fingerprints import canonical_json, short_hash
 from fusion_pipeline.dataset.images import DecodeError, inspect
 from fusion_pipeline.dataset.layout import Dataset
 from fusion_pipeline.dataset.samples import Limits, Sample, pack_samples, sample_key
 from fusion_pipeline.dataset.schemas import SOURCES_SCHEMA
 from fusion_pipeline.dataset.storage import Storage
 from fusion_pipeline.engine.stage import CPU_WORKER, Resources, ShardContents, ShardMaker
+from fusion_pipeline.engine.watch import Watch
 from fusion_pipeline.ingest.folder import is_input, plan_folder, read_folder_rows
 from fusion_pipeline.ingest.rows import (
     PLAN_SCHEMA,
     InputRow,
     PlannedShard,
-    SourceChangedError,
     SourceError,
     storable,
 )
 from fusion_pipeline.ingest.webdataset import is_tar, plan_tars, read_tar_rows
 
-PLAN = "artifacts/ingest_plan.parquet"
-_LISTING = b"fusion_pipeline.listing"
+PLAN = "ingest_plan"
 
 
 @dataclass(frozen=True)
@@ -56,77 +53,66 @@ class Ingest:
             "max_pixels": self.max_pixels,
         }
 
-    def plan(self) -> list[PlannedShard]:
-        """The committed plan; made and committed at the first call. O(shards) rows.
-
-        Raises SourceError, and SourceChangedError when the source is not the one that was planned.
-        """
+    def plan_digest(self) -> str:
+        """Of the settings, and of the source's file names and sizes. Raises SourceError."""
         source = Storage(self.place)
-        listing = self._listing(source)
-        try:
-            stored = self._stored()
-        except FileNotFoundError:
-            return self._make_plan(source, listing)
-        if stored.schema.metadata[_LISTING].decode() != listing:
-            raise SourceChangedError(
-                f"source.{self.kind}: the files under {source.url} changed since this dataset was "
-                "planned (names or sizes), or the source's settings. Choose a new `run` folder, "
-                "or run again with --overwrite to ingest anew."
-            )
-        return [_planned(row) for row in stored.to_pylist()]
-
-    def _stored(self) -> pa.Table:
-        return pq.read_table(io.BytesIO(self.dataset.storage.read(PLAN)))
-
-    def _make_plan(self, source: Storage, listing: str) -> list[PlannedShard]:
-        limits = Limits(self.shard_size, self.max_shard_bytes)
-        plan = list({"webdataset": plan_tars, "folder": plan_folder}[self.kind](source, limits))
-        table = pa.Table.from_pylist([asdict(shard) for shard in plan], schema=PLAN_SCHEMA)
-        sink = io.BytesIO()
-        pq.write_table(table.replace_schema_metadata({_LISTING: listing.encode()}), sink)
-        self.dataset.storage.put(PLAN, sink.getvalue())
-        return plan
-
-    def _listing(self, source: Storage) -> str:
-        """Digest of all that the plan is made of: settings, and the files' names and sizes."""
         is_used = {"webdataset": is_tar, "folder": is_input}
-        files = source.files("")
-        if not files:
+        sizes = source.sizes("")
+        if not sizes:
             raise SourceError(
                 f"source.{self.kind}: nothing found at {source.url}. Check the path, or make demo "
                 "data with `fusion demo-data DIR`."
             )
-        odd = next((name for name in files if storable(name) != name), None)
+        odd = next((name for name in sizes if storable(name) != name), None)
         if odd is not None:
             raise SourceError(
                 f"source.{self.kind}: a file name is not UTF-8: {storable(odd)}. Rename this file."
             )
-        used = [name for name in files if is_used[self.kind](name)]
-        names = [[name, source.size(name)] for name in used]
+        names = [[name, size] for name, size in sizes.items() if is_used[self.kind](name)]
         planned = {"kind": self.kind, "settings": self.settings(), "files": names}
-        return hashlib.sha256(canonical_json(planned).encode()).hexdigest()
+        return short_hash(canonical_json(planned))
 
-    def open_source(self) -> ShardMaker:
-        plan = [_planned(row) for row in self._stored().to_pylist()]
+    def plan(self, digest: str) -> list[int] | None:
+        try:
+            return [shard.rows for shard in self._stored(digest)]
+        except FileNotFoundError:
+            return None
+
+    def make_plan(self, digest: str, token: str) -> list[int]:
+        source, limits = Storage(self.place), Limits(self.shard_size, self.max_shard_bytes)
+        plan = list({"webdataset": plan_tars, "folder": plan_folder}[self.kind](source, limits))
+        table = pa.Table.from_pylist([asdict(shard) for shard in plan], schema=PLAN_SCHEMA)
+        write_plan(self.dataset, PLAN, digest, table, token)
+        return [shard.rows for shard in plan]
+
+    def _stored(self, digest: str) -> list[PlannedShard]:
+        return [_planned(row) for row in read_plan(self.dataset, PLAN, digest).to_pylist()]
+
+    def open_source(self, digest: str) -> ShardMaker:
+        plan = self._stored(digest)
         source = Storage(self.place)
         read = {"webdataset": read_tar_rows, "folder": read_folder_rows}[self.kind]
 
-        def make(shard: int) -> ShardContents:
-            return self._pack(read(source, plan[shard]))
+        def make(shard: int, watch: Watch) -> ShardContents:
+            return self._pack(read(source, plan[shard]), watch)
 
         return make
 
-    def _pack(self, rows: Iterator[InputRow]) -> ShardContents:
+    def _pack(self, rows: Iterator[InputRow], watch: Watch) -> ShardContents:
         samples: dict[str, Sample] = {}
-        outcomes = [self._take(row, samples) for row in rows]
+        outcomes = [
+            self._take(row, watch.begin_row(number), samples) for number, row in enumerate(rows)
+        ]
         tar, table = pack_samples(list(samples.values()))
         sources = pa.Table.from_pylist(outcomes, schema=SOURCES_SCHEMA)
         return ShardContents(tar, table, sources)
 
-    def _take(self, row: InputRow, samples: dict[str, Sample]) -> dict[str, Any]:
+    def _take(
+        self, row: InputRow, condemned: str | None, samples: dict[str, Sample]
+    ) -> dict[str, Any]:
         """Turn one input row into (part of) a sample, or into a reason why not."""
         key = sample_key(row.image) if row.image is not None else None
-        reason = self._add(row, key, samples)
+        reason = condemned or self._add(row, key, samples)
         return {
             "row_id": row.row_id,
             "key": key,

@@ -20,6 +20,7 @@ from fusion_pipeline.dataset.evidence import (
 )
 from fusion_pipeline.dataset.images import DecodeError, decode
 from fusion_pipeline.dataset.rows import NotOk, Ok, Outcome, build_table, failed
+from fusion_pipeline.engine.errors import is_resource_error
 from fusion_pipeline.engine.stage import CPU_WORKER, Resources, ShardBlock, Worker
 
 
@@ -84,8 +85,9 @@ class _PerceiveWorker:
             )
         ]
         outcomes: list[Outcome] = []
-        size = self._expert.batch_size
+        size = max(1, self._expert.batch_size >> block.halvings)
         for start in range(0, len(block), size):
+            block.tick()
             images = block.images[start : start + size]
             outcomes += self._look(images, contexts[start : start + size])
         return build_table(block.keys, outcomes, self._stage.columns)
@@ -95,9 +97,9 @@ class _PerceiveWorker:
         try:
             decoded = [decode(i, min_short_edge=self._expert.min_short_edge) for i in images]
             return [self._ok(evidence) for evidence in self._expert(decoded, contexts)]
-        except MemoryError:
-            raise  # says nothing of the image
-        except Exception as error:  # noqa: BLE001 - a model may raise anything on one odd image
+        except Exception as error:  # a model may raise anything on one odd image
+            if is_resource_error(error):
+                raise  # says nothing of the image
             if len(images) == 1:
                 if isinstance(error, DecodeError):
                     return [NotOk("failed", str(error)[:200])]

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from fusion_pipeline.dataset.images import DecodeError
 from fusion_pipeline.dataset.layout import Dataset
 from fusion_pipeline.dataset.schemas import SAMPLES
+from fusion_pipeline.dataset.tables import NoTableError
 from fusion_pipeline.prompts.hints import Hints
 from fusion_pipeline.report.draw import Draw
 from fusion_pipeline.report.pictures import Mark, Picture, marks_of, read_picture
@@ -78,7 +79,7 @@ def _clusters_of_selected(pool: Dataset, selected: Dataset) -> Iterator[tuple[st
 def _read(dataset: Dataset, table: str, shard: int) -> pa.Table | None:
     try:
         return dataset.read_table(table, shard)[0]
-    except FileNotFoundError:
+    except (FileNotFoundError, NoTableError):
         return None  # its step has not run for this shard yet
 
 

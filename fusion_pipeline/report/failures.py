@@ -44,9 +44,8 @@ def list_failures(pairs: Iterable[tuple[Dataset, str]], limit: int = LIMIT) -> l
     """
     groups: dict[tuple[str, str], FailureGroup] = {}
     for place, (dataset, table) in enumerate(pairs):
-        for shard in sorted(dataset.shards_of(table)):
-            counts = dataset.read_footer(table, shard).counts
-            if any(name.split(":")[0] == "failed" for name in counts):
+        for shard, footer in dataset.footers(table).items():
+            if any(name.split(":")[0] == "failed" for name in footer.counts):
                 for row in _failed_rows(dataset, table, shard):
                     reason = typed(row.detail)
                     group = groups.setdefault(

@@ -38,7 +38,9 @@ class Centroids:
     def settings(self) -> Mapping[str, Any]:
         return {"clusters": self.clusters, "iterations": self.iterations, "seed": self.seed}
 
-    def run(self, dataset: Dataset, artifact: Artifact, token: str) -> None:
+    def run(
+        self, dataset: Dataset, artifact: Artifact, inputs: Mapping[str, str], token: str
+    ) -> None:
         """Fit and commit. Memory: the sample, 256 x clusters x dimensions floats."""
         size = self.clusters * POINTS_PER_CENTROID
         keys: list[str] = []
@@ -60,7 +62,7 @@ class Centroids:
             rows[keep].astype(np.float32), self.clusters, self.iterations, self.seed
         )
         packed = pa.array([row.tobytes() for row in fitted], pa.binary(4 * fitted.shape[1]))
-        write_artifact(dataset, artifact, pa.table({"centroid": packed}), token)
+        write_artifact(dataset, artifact, inputs, pa.table({"centroid": packed}), token)
 
 
 def read_centroids(dataset: Dataset) -> npt.NDArray[np.float32]:

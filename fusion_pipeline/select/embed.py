@@ -38,7 +38,10 @@ class Embed:
         model = EfficientNetLite2(self.resources.threads)
 
         def work(block: ShardBlock) -> pa.Table:
-            outcomes = [_embed(model, image) for image in block.images]
+            outcomes = []
+            for image in block.images:
+                block.tick()
+                outcomes.append(_embed(model, image))
             return build_table(block.keys, outcomes, self.columns)
 
         return work

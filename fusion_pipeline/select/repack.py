@@ -1,26 +1,24 @@
 """Repack: the rows that are ok in `selection` -> the selected dataset, densely packed."""
 
 import hashlib
-import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from fusion_pipeline.dataset.artifacts import inputs_of
+from fusion_pipeline.dataset.artifacts import inputs_of, read_plan, write_plan
+from fusion_pipeline.dataset.fingerprints import canonical_json, short_hash
 from fusion_pipeline.dataset.images import ImageInfo
 from fusion_pipeline.dataset.layout import Dataset
 from fusion_pipeline.dataset.samples import Limits, Sample, cut, pack_samples
-from fusion_pipeline.dataset.schemas import SOURCES_SCHEMA
+from fusion_pipeline.dataset.schemas import SAMPLES, SOURCES_SCHEMA
 from fusion_pipeline.engine.stage import CPU_WORKER, Resources, ShardContents, ShardMaker
-from fusion_pipeline.errors import FusionError
+from fusion_pipeline.engine.watch import Watch
 from fusion_pipeline.select.selection import SELECTION
 
-PLAN = "artifacts/repack_plan.parquet"
-_SELECTION = b"fusion_pipeline.selection"
+PLAN = "repack_plan"
 _MAX_SHARD_BYTES = 256 * 2**20
 
 _PLAN_SCHEMA = pa.schema(
@@ -30,10 +28,6 @@ _PLAN_SCHEMA = pa.schema(
     ]
 )
 """Row number = shard number; `members` are places in the pool, in (shard, row) order."""
-
-
-class StaleSelectionError(FusionError):
-    """The pool's selection is no longer the one that was packed."""
 
 
 @dataclass(frozen=True)
@@ -50,45 +44,37 @@ class Repack:
     def settings(self) -> Mapping[str, Any]:
         return {"shard_size": self.shard_size}
 
-    def plan(self) -> list[int]:
-        """Rows of each shard; the plan is committed at the first call.
+    def plan_digest(self) -> str:
+        """Of the pool's selection, and of the settings."""
+        chosen = inputs_of(self.pool, (SELECTION,))
+        return short_hash(canonical_json({**chosen, **self.settings()}))
 
-        Raises StaleSelectionError when the selection changed since.
-        """
-        current = inputs_of(self.pool, (SELECTION,))[SELECTION]
+    def plan(self, digest: str) -> list[int] | None:
         try:
-            stored = pq.read_table(io.BytesIO(self.dataset.storage.read(PLAN)))
+            rows: list[int] = read_plan(self.dataset, PLAN, digest)["rows"].to_pylist()
         except FileNotFoundError:
-            stored = self._make_plan(current)
-        if stored.schema.metadata[_SELECTION].decode() != current:
-            raise StaleSelectionError(
-                f"{self.dataset.storage.url}: the pool's selection changed since this dataset was "
-                "packed. Run again with --overwrite to pack it anew, or choose a new `run` folder."
-            )
-        rows: list[int] = stored["rows"].to_pylist()
+            return None
         return rows
 
-    def _make_plan(self, selection: str) -> pa.Table:
+    def make_plan(self, digest: str, token: str) -> list[int]:
         places: list[dict[str, int]] = []
         sizes: list[int] = []
+        samples_version = self.pool.version(SAMPLES)
         for shard, table in self.pool.iterate(SELECTION):
-            samples, _ = self.pool.read_table("samples", shard)
+            samples, _ = self.pool.read_table(samples_version, shard)
             chosen = pc.indices_nonzero(pc.equal(table["status"], "ok"))
             places += [{"shard": shard, "row": row} for row in chosen.to_pylist()]
             sizes += samples["image_bytes"].take(chosen).to_pylist()
         parts = cut(sizes, Limits(self.shard_size, _MAX_SHARD_BYTES))
-        plan = [{"rows": len(p), "members": places[p.start : p.stop]} for p in parts]
-        table = pa.Table.from_pylist(plan, schema=_PLAN_SCHEMA)
-        table = table.replace_schema_metadata({_SELECTION: selection.encode()})
-        sink = io.BytesIO()
-        pq.write_table(table, sink)
-        self.dataset.storage.put(PLAN, sink.getvalue())
-        return table
+        members = [places[part.start : part.stop] for part in parts]
+        plan = pa.table({"rows": [len(part) for part in members], "members": members}, _PLAN_SCHEMA)
+        write_plan(self.dataset, PLAN, digest, plan, token)
+        return [len(part) for part in members]
 
-    def open_source(self) -> ShardMaker:
-        members = pq.read_table(io.BytesIO(self.dataset.storage.read(PLAN)))["members"]
+    def open_source(self, digest: str) -> ShardMaker:
+        members = read_plan(self.dataset, PLAN, digest)["members"]
 
-        def make(shard: int) -> ShardContents:
+        def make(shard: int, watch: Watch) -> ShardContents:
             samples = list(self._samples(members[shard].as_py()))
             tar, table = pack_samples(samples)
             sources = [_source_row(sample) for sample in samples]
@@ -97,13 +83,14 @@ class Repack:
         return make
 
     def _samples(self, members: list[dict[str, int]]) -> Iterator[Sample]:
+        version = self.pool.version(SAMPLES)
         tables: dict[int, pa.Table] = {}
         for member in members:
             shard = member["shard"]
             if shard not in tables:
-                tables = {shard: self.pool.read_table("samples", shard)[0]}  # members are in order
+                tables = {shard: self.pool.read_table(version, shard)[0]}  # members are in order
             row = tables[shard].slice(member["row"], 1).to_pylist()[0]
-            image = self.pool.read_image(shard, row["image_offset"], row["image_bytes"])
+            image = self.pool.read_image(shard, row["image_offset"], row["image_bytes"], version)
             texts = {n: row[n] for n in ("row_ids", "alt_texts", "urls")}
             yield Sample(row["key"], image, ImageInfo.from_row(row), **texts)
 

@@ -17,10 +17,10 @@ import pyarrow as pa
 
 from fusion_pipeline.dataset.artifacts import Artifact, write_artifact
 from fusion_pipeline.dataset.images import RGB, DecodeError, decode
-from fusion_pipeline.dataset.layout import Dataset
+from fusion_pipeline.dataset.layout import Dataset, TableVersion
 from fusion_pipeline.dataset.rows import NotOk, Ok, Outcome, build_table
 from fusion_pipeline.dataset.schemas import UPSTREAM
-from fusion_pipeline.engine.shard import commit
+from fusion_pipeline.engine.shard import Place, commit
 from fusion_pipeline.select.clusters import read_centroids
 from fusion_pipeline.select.copies import CopyRule, is_near_exact
 from fusion_pipeline.select.dedup import greedy, semdedup
@@ -83,24 +83,31 @@ class Selection:
             "per_cluster": self.per_cluster,
         }
 
-    def run(self, dataset: Dataset, artifact: Artifact, token: str) -> None:
-        """Decide for every row and commit a table a shard, then the artifact that marks the end."""
+    def run(
+        self, dataset: Dataset, artifact: Artifact, inputs: Mapping[str, str], token: str
+    ) -> None:
+        """Decide for every row and commit a table a shard, show it to readers, then write the
+        artifact that marks the end."""
         rows, skipped = _read_rows(dataset)
         outcomes = _decide(self, dataset, rows)
         by_shard: dict[int, dict[int, Outcome]] = defaultdict(dict)
         for i, outcome in enumerate(outcomes):
             by_shard[rows.shard[i]][rows.row[i]] = outcome
-        for shard in sorted(dataset.shards_of("clusters")):
+        version = TableVersion.of(SELECTION, artifact.made_by, inputs)
+        place = Place(dataset, {SELECTION: version}, token)
+        read = {name: dataset.footers(name) for name in self.reads}
+        for shard in read["clusters"]:
             samples, _ = dataset.read_table("samples", shard)
             decided = by_shard[shard] | skipped.get(shard, {})
             ordered = [decided[row] for row in range(samples.num_rows)]
             table = build_table(samples["key"].to_pylist(), ordered, self.columns)
-            digests = {name: dataset.read_footer(name, shard).digest for name in self.reads}
-            commit(dataset, token, table, SELECTION, shard, artifact.made_by, digests)
+            digests = {name: footers[shard].digest for name, footers in read.items()}
+            commit(place, table, SELECTION, shard, digests, None)
+        dataset.describe_table(version, token)
         totals = pa.table(
             {"rows": [len(rows)], "selected": [sum(isinstance(o, Ok) for o in outcomes)]}
         )
-        write_artifact(dataset, artifact, totals, token)
+        write_artifact(dataset, artifact, inputs, totals, token)
 
 
 def _read_rows(dataset: Dataset) -> tuple[_Rows, dict[int, dict[int, Outcome]]]:

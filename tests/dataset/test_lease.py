@@ -16,8 +16,16 @@ import psutil
 import pytest
 
 from fusion_pipeline.dataset import lease
-from fusion_pipeline.dataset.lease import LEASE, Lease, LeaseError, check_token, hold_lease
+from fusion_pipeline.dataset.lease import (
+    LEASE,
+    Lease,
+    LeaseError,
+    check_token,
+    hold_lease,
+    read_lease,
+)
 from fusion_pipeline.dataset.storage import Storage
+from tests.racing import in_processes, take_turns
 
 HOLD = """
 import sys, time
@@ -44,7 +52,7 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def held_by(storage: Storage) -> Lease:
-    held = lease.read_lease(storage)
+    held = read_lease(storage)
     assert held is not None
     return held
 
@@ -136,7 +144,14 @@ def test_of_many_that_find_a_dead_holder_one_takes_over(tmp_path: Path) -> None:
 
     with ThreadPoolExecutor(6) as pool:
         assert sum(pool.map(run, range(6))) == 1
-    assert not storage.exists(LEASE)
+    assert read_lease(storage) is None  # given back
+
+
+def test_processes_take_turns(tmp_path: Path) -> None:
+    """Many start and end at the same moments; no two are ever inside, and none breaks."""
+    refused = in_processes(4, take_turns, str(tmp_path / "data"), 25)
+    assert sum(refused) > 0, "they never met: nothing was tried"
+    assert read_lease(Storage(tmp_path / "data")) is None
 
 
 def test_only_the_holder_may_commit(tmp_path: Path) -> None:
@@ -166,14 +181,92 @@ def test_the_heartbeat_keeps_a_lease_and_never_steals_one(
         beaten = held_by(storage)
         assert beaten.heartbeat > first.heartbeat
         assert replace(beaten, heartbeat=first.heartbeat) == first
-        taken = replace(first, token="of another", run="second")
-        storage.put(LEASE, json.dumps(asdict(taken)).encode())
-        time.sleep(0.1)
-        # A beat that was under way may have written over it once; from then on it is quiet.
-        storage.put(LEASE, json.dumps(asdict(taken)).encode())
-        time.sleep(0.1)
+        taken = take(storage, replace(first, token="of another", run="second"))
+        time.sleep(0.2)  # ten beats, not one of which may write over it
         assert held_by(storage) == taken
-    assert held_by(storage) == taken  # nor is it removed at the end
+    assert held_by(storage) == taken  # nor is it given back at the end
+
+
+def take(storage: Storage, new: Lease) -> Lease:
+    """What a run does that finds the lease free."""
+    content = json.dumps(asdict(new)).encode()
+    while not storage.replace(LEASE, content, str(storage.version(LEASE))):
+        pass
+    return new
+
+
+FROZEN = """
+import os, signal, sys, time
+from fusion_pipeline.dataset import lease
+from fusion_pipeline.dataset.lease import LeaseError, check_token, hold_lease
+from fusion_pipeline.dataset.storage import Storage
+
+lease.HEARTBEAT_S = 0.05
+verb, beats = sys.argv[2], 0
+
+def freeze_before(name):
+    act = getattr(Storage, name)
+    def frozen(self, path, *arguments):
+        global beats
+        beats += path == lease.LEASE
+        if beats == 3 and path == lease.LEASE:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return act(self, path, *arguments)
+    setattr(Storage, name, frozen)
+
+storage = Storage(sys.argv[1])
+try:
+    with hold_lease(storage, "frozen") as token:
+        print(token, flush=True)
+        freeze_before(verb)
+        while lease.read_lease(storage).token == token:
+            time.sleep(0.01)
+        time.sleep(0.3)  # beats that find out, too
+        check_token(storage, token)
+        print("still mine", flush=True)
+except LeaseError as error:
+    print(error, flush=True)
+"""
+
+
+def wait_until_stopped(process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 30
+    while psutil.Process(process.pid).status() != psutil.STATUS_STOPPED:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("before", ["version", "read", "replace"])
+def test_a_frozen_holder_does_not_come_back(
+    before: str, dataset_root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frozen in the middle of a heartbeat, for longer than its lease lasts; another run takes the
+    lease; whatever the old one was about to write then, it is refused."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", FROZEN, dataset_root, before], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    try:
+        token = process.stdout.readline().strip()
+        wait_until_stopped(process)
+        storage = Storage(dataset_root)
+        with pytest.raises(LeaseError, match="in use by run frozen"), hold_lease(storage, "early"):
+            pass
+        monkeypatch.setattr(lease, "EXPIRES_S", 0.0)
+        with hold_lease(storage, "second") as mine:
+            taken = storage.read(LEASE)
+            os.kill(process.pid, signal.SIGCONT)
+            said, _ = process.communicate(timeout=30)
+            assert "no longer held by this run (now: run second" in said
+            assert storage.read(LEASE) == taken  # not one byte of the old one's
+            check_token(storage, mine)
+            with pytest.raises(LeaseError):
+                check_token(storage, token)
+        assert read_lease(storage) is None
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_an_exception_gives_the_lease_back(tmp_path: Path) -> None:

@@ -1,12 +1,10 @@
 """The same datasets on an object store: an S3 server inside the test, over real HTTP."""
 
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import boto3
-import fsspec
 import pytest
 
 from fusion_pipeline.dataset.layout import Dataset
@@ -14,60 +12,35 @@ from fusion_pipeline.dataset.lease import LEASE, LeaseError, hold_lease, read_le
 from fusion_pipeline.dataset.samples import Limits
 from fusion_pipeline.dataset.storage import Storage
 from fusion_pipeline.ingest.webdataset import plan_tars, read_tar_rows
-from tests.toy import files_of, run_toy, toy_steps
-
-moto_server = pytest.importorskip("moto.server")
-pytest.importorskip("s3fs")
-
-BUCKET = "fusion-test"
-
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+from tests.racing import count_up, in_processes, take_turns
+from tests.toy import files_of, run_toy, seen_by_readers, toy_steps
 
 
 @pytest.fixture
-def client(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():
-        monkeypatch.setenv(name, value)
-    fsspec.filesystem("s3").clear_instance_cache()
-    s3 = boto3.client("s3")
-    s3.create_bucket(Bucket=BUCKET)
-    yield s3
-    for item in s3.list_objects_v2(Bucket=BUCKET).get("Contents", []):
-        s3.delete_object(Bucket=BUCKET, Key=item["Key"])
-    fsspec.filesystem("s3").clear_instance_cache()
+def client(bucket: str) -> object:
+    """Whoever else writes to the bucket."""
+    return boto3.client("s3")
 
 
-def test_the_same_bytes_as_on_a_disk(client: object, tmp_path: Path) -> None:
-    root = f"s3://{BUCKET}/runs/toy"
-    results = run_toy(root, range(3), toy_steps())  # type: ignore[arg-type]
+def test_the_same_bytes_as_on_a_disk(bucket: str, tmp_path: Path) -> None:
+    root = f"s3://{bucket}/runs/toy"
+    results = run_toy(root, range(3), toy_steps())
     assert len(results) == 3 * 4
     run_toy(tmp_path / "local", range(3), toy_steps())
     expected = files_of(tmp_path / "local")
     storage = Storage(root)
-    stored = {name: storage.read(name) for name in storage.files("") if name in expected}
-    assert stored == expected
-    assert set(storage.files("")) - set(expected) == {"dataset.json"}  # the lease was given back
-    assert run_toy(root, range(3), toy_steps()) == []  # type: ignore[arg-type]
-    storage.delete(Dataset.table_path("b", 1))
-    again = run_toy(root, range(3), toy_steps())  # type: ignore[arg-type]
+    read = {name: storage.read(name) for name in storage.files("") if name in expected}
+    assert {name: seen_by_readers(name, data) for name, data in read.items()} == expected
+    assert set(storage.files("")) - set(expected) == {"dataset.json", LEASE}
+    assert read_lease(storage) is None  # it was given back
+    assert run_toy(root, range(3), toy_steps()) == []
+    storage.delete(Dataset.open(root).version("b").path(1))
+    again = run_toy(root, range(3), toy_steps())
     assert [(result.step, result.shard) for result in again] == [("b", 1)]
 
 
-def test_one_lease(client: object) -> None:
-    root = f"s3://{BUCKET}/leased"
+def test_one_lease(bucket: str) -> None:
+    root = f"s3://{bucket}/leased"
     with hold_lease(Storage(root), "first") as token:
         held = read_lease(Storage(root))
         assert held is not None
@@ -77,11 +50,13 @@ def test_one_lease(client: object) -> None:
             hold_lease(Storage(root), "second"),
         ):
             pass
-    assert not Storage(root).exists(LEASE)
+    assert read_lease(Storage(root)) is None
+    with hold_lease(Storage(root), "third"):
+        pass
 
 
-def test_exactly_one_creator(client: object) -> None:
-    storage = Storage(f"s3://{BUCKET}/raced")
+def test_exactly_one_creator(bucket: str) -> None:
+    storage = Storage(f"s3://{bucket}/raced")
     barrier = threading.Barrier(6)
 
     def create(mine: int) -> list[int]:
@@ -99,27 +74,60 @@ def test_exactly_one_creator(client: object) -> None:
         assert all(storage.read(f"file-{i}") == bytes([mine]) for i in rounds)
 
 
-def test_what_others_write_is_seen_at_once(client: object) -> None:
-    storage = Storage(f"s3://{BUCKET}/shared")
+def test_replacing_never_loses_an_update(bucket: str) -> None:
+    """The store itself compares: processes that add one to the same number lose no step."""
+    root = f"s3://{bucket}/counted"
+    Storage(root).put("number", b"00000000")
+    refused = in_processes(3, count_up, root, 15)
+    assert int(Storage(root).read("number")) == 3 * 15
+    assert sum(refused) > 0, "they never met: nothing was tried"
+
+
+def test_a_stale_mark_never_wins(bucket: str) -> None:
+    storage = Storage(f"s3://{bucket}/marked")
+    assert storage.version("file") is None
+    assert not storage.replace("file", b"x", '"0123"')  # there is nothing to replace
+    assert not storage.exists("file")
+    storage.put("file", b"first")
+    first = str(storage.version("file"))
+    assert storage.replace("file", b"second", first)
+    assert not storage.replace("file", b"third", first)
+    assert not storage.create("file", b"third")
+    assert storage.read("file") == b"second"
+    large = bytes(101 * 2**20)  # a plain upload of this size would be cut in parts
+    assert not storage.replace("file", large, first)
+    assert storage.replace("file", large, str(storage.version("file")))
+    assert storage.size("file") == len(large)
+
+
+def test_processes_take_turns(bucket: str) -> None:
+    root = f"s3://{bucket}/turns"
+    refused = in_processes(3, take_turns, root, 4)
+    assert sum(refused) > 0, "they never met: nothing was tried"
+    assert read_lease(Storage(root)) is None
+
+
+def test_what_others_write_is_seen_at_once(client: object, bucket: str) -> None:
+    storage = Storage(f"s3://{bucket}/shared")
     storage.put("tables/a/1", b"1")
     assert storage.files("tables/a") == ["tables/a/1"]
     assert not storage.exists("tables/a/2")
-    client.put_object(Bucket=BUCKET, Key="shared/tables/a/2", Body=b"22")  # type: ignore[attr-defined]
-    client.put_object(Bucket=BUCKET, Key="shared/tables/ab/3", Body=b"3")  # type: ignore[attr-defined]
+    client.put_object(Bucket=bucket, Key="shared/tables/a/2", Body=b"22")  # type: ignore[attr-defined]
+    client.put_object(Bucket=bucket, Key="shared/tables/ab/3", Body=b"3")  # type: ignore[attr-defined]
     assert storage.files("tables/a") == ["tables/a/1", "tables/a/2"]
     assert storage.exists("tables/a/2")
     assert storage.size("tables/a/2") == 2
-    client.put_object(Bucket=BUCKET, Key="shared/tables/a/2", Body=b"longer")  # type: ignore[attr-defined]
+    client.put_object(Bucket=bucket, Key="shared/tables/a/2", Body=b"longer")  # type: ignore[attr-defined]
     assert storage.size("tables/a/2") == 6
     assert storage.read("tables/a/2") == b"longer"
-    client.delete_object(Bucket=BUCKET, Key="shared/tables/a/1")  # type: ignore[attr-defined]
+    client.delete_object(Bucket=bucket, Key="shared/tables/a/1")  # type: ignore[attr-defined]
     assert not storage.exists("tables/a/1")
     assert storage.files("tables") == ["tables/a/2", "tables/ab/3"]
     assert storage.files("nothing/here") == []
 
 
-def test_the_verbs(client: object) -> None:
-    storage = Storage(f"s3://{BUCKET}/verbs")
+def test_the_verbs(bucket: str) -> None:
+    storage = Storage(f"s3://{bucket}/verbs")
     storage.put("f", bytes(range(100)))
     assert storage.read_range("f", 10, 13) == bytes([10, 11, 12])
     assert storage.read_range("f", 95, 200) == bytes(range(95, 100))
@@ -137,12 +145,18 @@ def test_the_verbs(client: object) -> None:
     storage.delete("folder")
     storage.delete("folder")
     assert storage.files("") == ["f", "lines"]
+    for name in ("v/a/1", "v/b/c/2", "v/3"):
+        storage.put(name, b"x" * len(name))
+    assert storage.folders("v") == ["a", "b"]
+    assert storage.folders("no/such") == []
+    assert storage.sizes("v") == {"v/3": 3, "v/a/1": 5, "v/b/c/2": 7}
 
 
-def test_a_source_tar_on_s3(client: object, tmp_path: Path) -> None:
+def test_a_source_tar_on_s3(bucket: str, tmp_path: Path) -> None:
     run_toy(tmp_path / "local", range(1), toy_steps())
-    tar = (tmp_path / "local" / Dataset.shard_path(0)).read_bytes()
-    storage = Storage(f"s3://{BUCKET}/source")
+    local = Dataset.open(tmp_path / "local")
+    tar = local.storage.read(local.version("samples").tar_path(0))
+    storage = Storage(f"s3://{bucket}/source")
     storage.put("whole.tar", tar)
     storage.put("without-end.tar", tar.rstrip(b"\0") + bytes(-len(tar.rstrip(b"\0")) % 512))
     plan = list(plan_tars(storage, Limits(4, 2**20)))

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fusion_pipeline.dataset import artifacts
 from fusion_pipeline.dataset.artifacts import (
     Artifact,
+    artifact_digest,
     artifact_state,
     inputs_of,
     read_artifact,
@@ -20,12 +22,13 @@ from fusion_pipeline.dataset.artifacts import (
 from fusion_pipeline.dataset.evidence import ARROW_TYPES, EvidenceKind
 from fusion_pipeline.dataset.fingerprints import Fingerprint
 from fusion_pipeline.dataset.layout import Dataset
-from fusion_pipeline.dataset.lease import hold_lease
+from fusion_pipeline.dataset.lease import LEASE, LeaseError, check_token, hold_lease
 from fusion_pipeline.dataset.rows import NotOk, Ok, Outcome, build_table
 from fusion_pipeline.dataset.storage import Storage
 from fusion_pipeline.dataset.tables import (
     DamagedTableError,
     FingerprintMismatchError,
+    NoTableError,
     encode_table,
     read_footer,
     read_table,
@@ -160,13 +163,45 @@ def test_an_artifact_is_stale_when_its_table_changed_or_grew(tmp_path: Path) -> 
     artifact = Artifact("sums", MADE, ("a",))
     content = pa.table({"sum": [1, 2]})
     assert artifact_state(dataset, artifact) == "missing"
+    before = inputs_of(dataset, ("a",))
     with hold_lease(dataset.storage, "test") as token:
-        write_artifact(dataset, artifact, content, token)
+        write_artifact(dataset, artifact, before, content, token)
     assert artifact_state(dataset, artifact) == "current"
     assert read_artifact(dataset, "sums").equals(content)
     assert artifact_state(dataset, Artifact("sums", Fingerprint({}), ("a",))) == "changed"
-    before = inputs_of(dataset, ("a", "b"))
+    digest = artifact_digest(dataset, "sums")
     run_toy(tmp_path, range(3), toy_steps())  # one shard more
     after = inputs_of(dataset, ("a", "b"))
-    assert before["a"] != after["a"]
+    assert after["a"] not in (before["a"], after["b"])
     assert artifact_state(dataset, artifact) == "stale"
+    with hold_lease(dataset.storage, "test") as token:
+        write_artifact(dataset, artifact, after, content.slice(1), token)
+    assert artifact_digest(dataset, "sums") != digest
+    with pytest.raises(NoTableError, match="'totals' is not there yet"):
+        artifact_digest(dataset, "totals")
+
+
+def test_an_artifact_of_a_later_run_is_not_written_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writer is frozen when it has just been told that it may write."""
+    dataset, content = Dataset.create(tmp_path), pa.table({"sum": [1]})
+    artifact, newer = Artifact("sums", MADE, ()), pa.table({"sum": [2]})
+
+    def frozen(storage: Storage, token: str) -> None:
+        check_token(storage, token)
+        storage.delete(LEASE)  # as if it had run out
+        with monkeypatch.context() as awake, hold_lease(storage, "second") as mine:
+            awake.setattr(artifacts, "check_token", check_token)
+            write_artifact(dataset, artifact, {}, newer, mine)
+
+    for exists in (False, True):
+        with hold_lease(dataset.storage, "first") as token:
+            if exists:
+                write_artifact(dataset, artifact, {}, content, token)
+            monkeypatch.setattr(artifacts, "check_token", frozen)
+            with pytest.raises(LeaseError, match="was written by another run; not committing"):
+                write_artifact(dataset, artifact, {}, content, token)
+        assert read_artifact(dataset, "sums").equals(newer)
+        monkeypatch.undo()
+        dataset.storage.delete(artifact.path)

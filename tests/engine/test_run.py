@@ -12,6 +12,7 @@ from fusion_pipeline.dataset.layout import Dataset
 from fusion_pipeline.dataset.lease import hold_lease
 from fusion_pipeline.dataset.storage import Storage
 from fusion_pipeline.engine.chain import Chain, run_in_process
+from fusion_pipeline.engine.errors import StageError
 from fusion_pipeline.engine.run import (
     Fuse,
     FuseCounter,
@@ -20,8 +21,10 @@ from fusion_pipeline.engine.run import (
     drive,
     read_run_log,
 )
-from fusion_pipeline.engine.shard import ShardResult, StageError, Step
-from tests.toy import ROWS, ToySource, ToyStage, toy_steps
+from fusion_pipeline.engine.shard import ShardResult, Step
+from fusion_pipeline.engine.stage import ShardContents
+from fusion_pipeline.engine.watch import Watch
+from tests.toy import ROWS, ToySource, ToyStage, path_of, toy_steps
 
 QUIET = Console(file=io.StringIO())
 SHARDS = range(6)
@@ -44,8 +47,8 @@ def drive_toy(
     dataset = Dataset.create(root)
     steps = steps or toy_steps(first=ToyStage("a", healed_by=str(root / "cure")))
     with hold_lease(dataset.storage, "test") as token:
-        chain = Chain(dataset, steps, token)
-        chain.check(write=True)
+        chain = Chain.resolve(dataset, steps).under(token)
+        chain.describe()
         pending = chain.pending(SHARDS)
         with RunLog(dataset.storage, log) as run_log:
             return drive(chain, pending, run_in_process, run_log, fuse, console)
@@ -91,8 +94,8 @@ def test_bad_input_does_not_blow_the_fuse(tmp_path: Path) -> None:
     """Rows that a source could not use say nothing of the source."""
 
     class Rotten(ToySource):
-        def make(self, shard: int):  # type: ignore[no-untyped-def]
-            contents = super().make(shard)
+        def make(self, shard: int, watch: Watch) -> ShardContents:
+            contents = super().make(shard, watch)
             n = contents.sources.num_rows
             sources = contents.sources.set_column(
                 2, contents.sources.schema.field(2), [["failed"] * n]
@@ -105,7 +108,7 @@ def test_bad_input_does_not_blow_the_fuse(tmp_path: Path) -> None:
 
 def test_each_step_of_a_shard_is_a_line_of_the_log(tmp_path: Path) -> None:
     drive_toy(tmp_path, Fuse(1.0))
-    text = (tmp_path / "runs" / "run-1" / "shards.jsonl").read_text()
+    text = (tmp_path / "runs" / "run-1" / "shards-00000.jsonl").read_text()
     lines = [json.loads(line) for line in text.splitlines()]
     expected = [(s, n) for n in SHARDS for s in ("toy-source", "a", "b", "nested/c")]
     assert [(line["step"], line["shard"]) for line in lines] == expected
@@ -123,7 +126,7 @@ def test_two_chains_of_one_run_share_its_log(tmp_path: Path) -> None:
     both = read_run_log(Storage(tmp_path))
     assert both[: len(first)] == first
     assert len(both) == 4 * len(SHARDS)
-    (tmp_path / Dataset.table_path("b", 0)).unlink()
+    path_of(Dataset.open(tmp_path), "b", 0).unlink()
     drive_toy(tmp_path, Fuse(), steps=steps, log="run-2")
     assert read_run_log(Storage(tmp_path))[: len(both)] == both
     assert len(list((tmp_path / "runs").iterdir())) == 2
@@ -136,7 +139,7 @@ def test_the_log_is_kept_when_the_run_breaks(tmp_path: Path) -> None:
         yield result(1, 0, "a", None)
         raise StageError("stage 'a' broke")
 
-    chain = Chain(dataset, toy_steps()[1:2])
+    chain = Chain.resolve(dataset, toy_steps()).reduced(["a"])
     with pytest.raises(StageError), RunLog(dataset.storage, "r") as log:
         drive(chain, {"a": [0]}, breaks, log, Fuse(), QUIET)
     assert [line["step"] for line in read_run_log(dataset.storage)] == ["a"]

@@ -12,13 +12,13 @@ from PIL import Image
 
 from fusion_pipeline.dataset.fingerprints import Fingerprint
 from fusion_pipeline.dataset.images import decode, inspect
-from fusion_pipeline.dataset.layout import Dataset
+from fusion_pipeline.dataset.layout import Dataset, TableVersion
 from fusion_pipeline.dataset.rows import NotOk, Ok, Outcome, build_table
 from fusion_pipeline.dataset.samples import Sample, pack_samples, sample_key
 from fusion_pipeline.dataset.storage import Storage
-from fusion_pipeline.dataset.tables import encode_table
 from fusion_pipeline.export.captions import Export
 from tests.dataset.pictures import ENCODED, close, noise, save
+from tests.dataset.tables import put_table
 
 STRING = pa.string()
 COLUMNS = {
@@ -38,10 +38,11 @@ CAPTIONS = ['A "<image>" token & ünïcode\nin two lines', "Two.", None, "Four."
 
 
 def put(dataset: Dataset, name: str, table: pa.Table, revision: str | None = None) -> None:
-    made = Fingerprint({"table": name, "revision": revision})
-    dataset.describe_table(name, made)
-    data, _ = encode_table(table, name, 0, made, {})
-    dataset.storage.put(dataset.table_path(name, 0), data)
+    put_table(dataset, version_of(name, revision), table)
+
+
+def version_of(name: str, revision: str | None = None) -> TableVersion:
+    return TableVersion.of(name, Fingerprint({"table": name, "revision": revision}))
 
 
 def captions(texts: list[str | None], keys: list[str]) -> pa.Table:
@@ -61,7 +62,7 @@ def export(tmp_path: Path) -> Export:
         sample.add_row(f"row-{i}", f"alt {i}", f"https://x/{i}" if i else None)
         samples.append(sample)
     tar, table = pack_samples(samples)
-    dataset.storage.put(dataset.shard_path(0), tar)
+    dataset.storage.put(version_of("samples").tar_path(0), tar)
     keys = table["key"].to_pylist()
     put(dataset, "samples", table)
     hints: list[Outcome] = [Ok({"hints": json.dumps({"tags": [f"t{k[:2]}"]})}) for k in keys]
@@ -137,7 +138,7 @@ def test_a_run_that_breaks_is_not_current(
 ) -> None:
     export.run()
     before = export.out.read("llava.json")
-    export.selected.storage.delete(export.selected.shard_path(0))
+    export.selected.storage.delete(version_of("samples").tar_path(0))
     with pytest.raises(FileNotFoundError):
         export.run()
     assert not export.is_current()

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from fusion_pipeline.dataset.layout import Dataset
+from fusion_pipeline.dataset.lease import hold_lease
 from fusion_pipeline.engine.stage import ShardContents
+from fusion_pipeline.engine.watch import Watch
 from fusion_pipeline.ingest.source import Ingest
 
 
@@ -27,10 +29,19 @@ def ingest_of(place: Path, out: Path, kind: str, **limits: int) -> Ingest:
     return Ingest(dataset, kind, str(place), max_pixels=10**6, **settings)  # type: ignore[arg-type]
 
 
+def plan_of(ingest: Ingest) -> str:
+    """Digest of the plan, which is made and committed. Raises SourceError."""
+    digest = ingest.plan_digest()
+    with hold_lease(ingest.dataset.storage, "test") as token:
+        rows = ingest.make_plan(digest, token)
+    assert ingest.plan(digest) == rows
+    return digest
+
+
 def contents_of(ingest: Ingest) -> list[ShardContents]:
-    plan = ingest.plan()
-    make = ingest.open_source()
-    return [make(shard) for shard in range(len(plan))]
+    digest = plan_of(ingest)
+    make = ingest.open_source(digest)
+    return [make(shard, Watch()) for shard in range(len(ingest.plan(digest) or ()))]
 
 
 def source_rows(shards: Iterable[ShardContents]) -> list[dict[str, Any]]:

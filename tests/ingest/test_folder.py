@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from fusion_pipeline.ingest.rows import SourceChangedError, SourceError
-from tests.ingest.sources import contents_of, ingest_of, sample_rows, source_rows
+from fusion_pipeline.engine.watch import Watch
+from fusion_pipeline.ingest.rows import SourceError
+from tests.ingest.sources import contents_of, ingest_of, plan_of, sample_rows, source_rows
 from tests.toy import png
 
 
@@ -71,19 +72,18 @@ def test_images_with_their_sidecars(tmp_path: Path) -> None:
 def test_a_folder_without_images_names_what_it_looked_for(tmp_path: Path) -> None:
     place = write(tmp_path / "in", {"a.pdf": "x", ".hidden.jpg": png(0, 0)})
     with pytest.raises(SourceError, match=r"source\.folder: no images under .*jpeg, jpg"):
-        ingest_of(place, tmp_path / "out", "folder").plan()
+        plan_of(ingest_of(place, tmp_path / "out", "folder"))
 
 
 def test_a_file_that_vanished_or_is_closed_costs_its_row(tmp_path: Path) -> None:
     place = write(tmp_path / "in", {f"{i}.png": png(0, i) for i in range(4)})
     ingest = ingest_of(place, tmp_path / "out", "folder")
-    ingest.plan()
-    make = ingest.open_source()
+    make = ingest.open_source(plan_of(ingest))
     (place / "1.png").unlink()
     (place / "2.png").chmod(0)
     if os.geteuid() == 0:  # nothing is closed to root
         (place / "2.png").unlink()
-    rows = make(0).sources.to_pylist()
+    rows = make(0, Watch()).sources.to_pylist()
     assert [row["status"] for row in rows] == ["ok", "failed", "failed", "ok"]
     assert rows[1]["reason"] == "source_damaged: FileNotFoundError"
     assert rows[2]["source_id"] == "2.png"
@@ -93,13 +93,16 @@ def test_a_name_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     place = write(tmp_path / "in", {"a.png": png(0, 0)})
     (place / os.fsdecode(b"caf\xe9.png")).write_bytes(png(0, 1))
     with pytest.raises(SourceError, match=r"not UTF-8: caf\\udce9\.png\. Rename"):
-        ingest_of(place, tmp_path / "out", "folder").plan()
+        plan_of(ingest_of(place, tmp_path / "out", "folder"))
 
 
 def test_a_new_sidecar_is_a_changed_source(tmp_path: Path) -> None:
     place = write(tmp_path / "in", {"a.png": png(0, 0)})
     ingest = ingest_of(place, tmp_path / "out", "folder")
-    ingest.plan()
+    before = plan_of(ingest)
+    write(place, {".hidden.txt": "not ours", "notes.pdf": "nor this"})
+    assert ingest.plan_digest() == before
     write(place, {"a.txt": "late"})
-    with pytest.raises(SourceChangedError, match=r"source\.folder: the files under .*changed"):
-        ingest.plan()
+    after = ingest.plan_digest()
+    assert after != before
+    assert ingest.plan(after) is None

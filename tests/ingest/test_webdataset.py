@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import re
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -11,10 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fusion_pipeline.dataset.artifacts import read_plan
 from fusion_pipeline.dataset.samples import sample_key
-from fusion_pipeline.ingest.rows import SourceChangedError, SourceError
+from fusion_pipeline.engine.watch import Watch
+from fusion_pipeline.ingest.rows import SourceError
 from fusion_pipeline.ingest.source import PLAN
-from tests.ingest.sources import contents_of, ingest_of, sample_rows, source_rows, tar_of
+from tests.ingest.sources import contents_of, ingest_of, plan_of, sample_rows, source_rows, tar_of
 from tests.toy import png
 
 IMAGES = [png(9, i) for i in range(40)]
@@ -124,7 +127,8 @@ def test_a_tar_larger_than_a_shard_is_split(kind: int, tmp_path: Path) -> None:
     ingest = ingest_of(place, tmp_path / "bytes", "webdataset", max_shard_bytes=limit)
     by_bytes = contents_of(ingest)
     assert len(by_bytes) > 3
-    assert all(part.end - part.start <= limit for part in ingest.plan())
+    parts = read_plan(ingest.dataset, PLAN, ingest.plan_digest()).to_pylist()
+    assert all(part["end"] - part["start"] <= limit for part in parts)
     for shards in (by_rows, by_bytes):
         assert [s["key"] for s in sample_rows(shards)] == [sample_key(i) for i in IMAGES[:23]]
         assert [s["alt_texts"] for s in sample_rows(shards)][1:] == [
@@ -232,36 +236,54 @@ def test_nothing_to_ingest_names_the_field(tmp_path: Path) -> None:
     for place in ("empty", "missing"):
         (tmp_path / "empty").mkdir(exist_ok=True)
         with pytest.raises(SourceError, match=rf"source\.webdataset: nothing found at .*{place}"):
-            ingest_of(tmp_path / place, tmp_path / "out", "webdataset").plan()
+            plan_of(ingest_of(tmp_path / place, tmp_path / "out", "webdataset"))
     (tmp_path / "empty" / "notes.txt").write_text("x")
     with pytest.raises(SourceError, match=r"source\.webdataset: no \*\.tar under"):
-        ingest_of(tmp_path / "empty", tmp_path / "out", "webdataset").plan()
+        plan_of(ingest_of(tmp_path / "empty", tmp_path / "out", "webdataset"))
 
 
 def test_a_compressed_tar_is_named(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "0001.tar.gz").write_bytes(gzip.compress(TEN))
     with pytest.raises(SourceError, match=r"0001\.tar\.gz is compressed: unpack it to \.tar"):
-        ingest_of(tmp_path / "in", tmp_path / "out", "webdataset").plan()
+        plan_of(ingest_of(tmp_path / "in", tmp_path / "out", "webdataset"))
 
 
-def test_a_changed_source_is_an_error_with_a_fix(tmp_path: Path) -> None:
+def test_each_state_of_a_source_has_a_plan_of_its_own(tmp_path: Path) -> None:
+    """Names, sizes and settings make the plan; a worker of an older run keeps to the older one."""
     place = tmp_path / "in"
     place.mkdir()
     (place / "0.tar").write_bytes(TEN)
     ingest = ingest_of(place, tmp_path / "out", "webdataset")
-    planned = ingest.plan()
-    stored = (tmp_path / "out" / PLAN).read_bytes()
-    assert ingest.plan() == planned
-    (place / "1.tar").write_bytes(TEN)
-    with pytest.raises(SourceChangedError, match=r"changed since.*`run` folder.*--overwrite"):
-        ingest.plan()
-    (place / "1.tar").unlink()
-    assert ingest.plan() == planned
-    (place / "0.tar").write_bytes(TEN + bytes(512))
-    with pytest.raises(SourceChangedError):
-        ingest.plan()
-    assert (tmp_path / "out" / PLAN).read_bytes() == stored
+    first = plan_of(ingest)
+    old = ingest.open_source(first)
+    rows = ingest.plan(first)
+    stored = {path: path.read_bytes() for path in (tmp_path / "out" / "artifacts").iterdir()}
+    for change in (
+        lambda: (place / "1.tar").write_bytes(TEN),
+        lambda: (place / "0.tar").write_bytes(TEN + bytes(512)),
+        lambda: (place / "0.tar").rename(place / "2.tar"),
+    ):
+        change()
+        assert ingest.plan(ingest.plan_digest()) is None
+        assert ingest.plan(first) == rows
+        restore(place)
+        assert ingest.plan_digest() == first
+    smaller = ingest_of(place, tmp_path / "out", "webdataset", shard_size=3)
+    assert smaller.plan(smaller.plan_digest()) is None
+    assert {
+        path: path.read_bytes() for path in (tmp_path / "out" / "artifacts").iterdir()
+    } == stored
+    plan_of(smaller)
+    assert smaller.plan(smaller.plan_digest()) == [3, 3, 3, 1]
+    assert len(list((tmp_path / "out" / "artifacts").iterdir())) == 1  # the older one is gone
+    assert old(0, Watch()).sources.num_rows == 10  # and what was opened by it goes on
+
+
+def restore(place: Path) -> None:
+    for path in place.iterdir():
+        path.unlink()
+    (place / "0.tar").write_bytes(TEN)
 
 
 # Any tar
@@ -280,10 +302,11 @@ def expected_rows(names: list[str]) -> int:
     dot stays and no extension comes twice."""
     rows, last, extensions = 0, None, set()
     for name in names:
-        folder, _, base = name.rpartition("/")
+        *folders, base = [part for part in name.split("/") if part not in ("", ".")] or [""]
         stem, _, extension = base.partition(".")
-        folder = "/".join(part for part in folder.split("/") if part not in ("", "."))
-        key = (name.startswith("/"), "/".join(p for p in (folder, stem) if p))
+        # Two slashes at the beginning, and no more, are a root of their own to POSIX.
+        root = "//" if re.match("//(?!/)", name) else name[:1] == "/"
+        key = (root, *folders, *([stem] if stem else []))
         if key != last or extension.lower() in extensions:
             rows, extensions = rows + 1, set()
         last = key

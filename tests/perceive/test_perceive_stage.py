@@ -13,7 +13,9 @@ from fusion_pipeline.config import load_config
 from fusion_pipeline.dataset.evidence import DetectedObject, EvidenceKind
 from fusion_pipeline.dataset.images import RGB
 from fusion_pipeline.dataset.layout import Dataset
-from fusion_pipeline.engine.shard import StageError, run_stage
+from fusion_pipeline.engine.chain import Chain
+from fusion_pipeline.engine.errors import StageError
+from fusion_pipeline.engine.shard import run_stage
 from fusion_pipeline.engine.stage import ShardBlock, ShardImages
 from fusion_pipeline.perceive.stage import Perceive, load_expert
 from tests.toy import ROWS, run_toy, toy_steps
@@ -120,11 +122,11 @@ def test_an_image_that_cannot_be_decoded_fails_alone(dataset: Dataset) -> None:
 def test_out_of_memory_is_nobodys_row(dataset: Dataset) -> None:
     with pytest.raises(MemoryError, match="this batch"):
         perceive(dataset, breaks_on=2, how="memory")
-    step = toy_steps()[1]
+    step, place = toy_steps()[1], Chain.resolve(dataset, toy_steps()).place
     stage = Perceive("picky", Picky.Config(breaks_on=2, how="memory"))
     with pytest.raises(StageError, match=r"'a' broke on shard 0: MemoryError"):
-        run_stage(dataset, step, stage.open, 0, "", ShardImages(dataset, 0))
-    assert dataset.shards_of("a") == set()
+        run_stage(place, step, stage.open, 0, ShardImages(dataset, 0))
+    assert dataset.shards_of(place.versions["a"]) == set()
 
 
 @pytest.mark.usefixtures("expert")

@@ -14,15 +14,15 @@ from PIL import Image
 from fusion_pipeline.dataset.evidence import DetectedObject, Tag, TextLine
 from fusion_pipeline.dataset.fingerprints import fingerprint
 from fusion_pipeline.dataset.images import inspect
-from fusion_pipeline.dataset.layout import Dataset
+from fusion_pipeline.dataset.layout import Dataset, TableVersion
 from fusion_pipeline.dataset.rows import NotOk, Ok, Outcome, build_table
 from fusion_pipeline.dataset.samples import Sample, pack_samples, sample_key
 from fusion_pipeline.dataset.schemas import SOURCES_SCHEMA, UPSTREAM
 from fusion_pipeline.dataset.storage import Storage
-from fusion_pipeline.dataset.tables import encode_table
 from fusion_pipeline.prompts.hints import Hints
 from fusion_pipeline.report.html import Report
 from fusion_pipeline.select.selection import Selection
+from tests.dataset.tables import put_table
 
 HOSTILE = (
     "<script>alert('alt')</script><img src=\"https://evil.example/x\"> \x1b[31m \u202e fdp.exe"
@@ -45,13 +45,12 @@ def picture(seed: int, width: int = 400, height: int = 300, orientation: int = 1
 
 
 def put(dataset: Dataset, name: str, table: pa.Table, shard: int = 0) -> None:
-    data, _ = encode_table(table, name, shard, MADE_BY, {})
-    dataset.storage.put(dataset.table_path(name, shard), data)
+    put_table(dataset, TableVersion.of(name, MADE_BY), table, shard)
 
 
 def put_samples(dataset: Dataset, samples: Sequence[Sample]) -> None:
     tar, table = pack_samples(samples)
-    dataset.storage.put(dataset.shard_path(0), tar)
+    dataset.storage.put(TableVersion.of("samples", MADE_BY).tar_path(0), tar)
     put(dataset, "samples", table)
 
 

@@ -75,8 +75,8 @@ def test_wall_time_is_the_union_of_spans_over_all_runs(tmp_path: Path) -> None:
 
     dataset = Dataset.create(tmp_path)
     lines = [line(10, 4.0, 6), line(12, 4.0, 6)]  # 6..10 and 8..12 overlap
-    dataset.storage.put("runs/1/shards.jsonl", "\n".join(lines).encode())
-    dataset.storage.put("runs/2/shards.jsonl", line(40, 2.0, 8).encode())
+    dataset.storage.put("runs/1/shards-00000.jsonl", "\n".join(lines).encode())
+    dataset.storage.put("runs/2/shards-00000.jsonl", line(40, 2.0, 8).encode())
     timing = read_timing([dataset], ["resolution", "hints"])
     (step,) = timing.steps
     assert (step.shards, step.samples, step.worker_seconds, step.wall_seconds) == (3, 20, 10, 8)

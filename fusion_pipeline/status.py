@@ -1,0 +1,131 @@
+"""What there is of a pipeline's tables, and what of it is out of date."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fusion_pipeline.dataset.accounting import TableCounts, count_rows
+from fusion_pipeline.dataset.artifacts import artifact_digest, artifact_state
+from fusion_pipeline.dataset.layout import Dataset, TableVersion
+from fusion_pipeline.dataset.schemas import SAMPLES, SOURCES
+from fusion_pipeline.dataset.tables import Footer, NoTableError
+from fusion_pipeline.engine.shard import Step
+from fusion_pipeline.engine.stage import Source
+from fusion_pipeline.pipeline import ChainPhase, GlobalPhase, Pipeline
+from fusion_pipeline.select.repack import Repack
+
+
+@dataclass(frozen=True)
+class TableState:
+    counts: TableCounts
+    pending: int
+    """Shards of the dataset that lack this table."""
+    stale: int
+    """Shards made from inputs that have changed since: `--refresh` makes them again."""
+    other_settings: bool
+    """Made with other settings than the config's: `--overwrite` makes it again."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            **self.counts.as_dict(),
+            "pending": self.pending,
+            "stale": self.stale,
+            "other_settings": self.other_settings,
+        }
+
+
+@dataclass
+class _Reader:
+    """Footers of one dataset, each table's read once."""
+
+    dataset: Dataset
+    _footers: dict[str, Mapping[int, Footer]] = field(default_factory=dict)
+
+    def footers(self, table: str) -> Mapping[int, Footer]:
+        if table not in self._footers:
+            self._footers[table] = self.dataset.footers(table)
+        return self._footers[table]
+
+    def stale_shards(self, table: str) -> int:
+        return sum(
+            any(
+                (there := self.footers(name).get(shard)) is None or there.digest != digest
+                for name, digest in footer.inputs.items()
+            )
+            for shard, footer in self.footers(table).items()
+        )
+
+
+def table_states(pipeline: Pipeline, dataset: Dataset) -> list[TableState]:
+    """Of the pool's or the selected dataset's tables that exist, in the order of the data flow.
+
+    O(shards): footers are read, not tables; the source is not looked at.
+    """
+    if not dataset.exists:
+        return []
+    reader = _Reader(dataset)
+    states = []
+    for phase in pipeline.phases:
+        if phase.dataset is not dataset:
+            continue
+        if isinstance(phase, GlobalPhase):
+            if phase.writes:
+                states += _of_global(reader, phase, phase.writes)
+            continue
+        for step in phase.steps:
+            for table in (SOURCES, SAMPLES) if isinstance(step.work, Source) else (step.table,):
+                states += _of_step(reader, phase, step, table)
+    return states
+
+
+def stale_artifacts(pipeline: Pipeline) -> list[str]:
+    """Names of artifacts without a table that their inputs have outdated."""
+    return [
+        phase.artifact.name
+        for phase in pipeline.phases
+        if isinstance(phase, GlobalPhase)
+        and phase.writes is None
+        and phase.dataset.exists
+        and artifact_state(phase.dataset, phase.artifact) == "stale"
+    ]
+
+
+def _of_step(reader: _Reader, phase: ChainPhase, step: Step, table: str) -> list[TableState]:
+    current = reader.dataset.current(table)
+    if current is None:
+        return []
+    changed = current.made_by.hash != step.made_by.hash
+    is_old = not changed and _expected(reader.dataset, phase, step, table) != current.folder
+    return [_state(reader, table, is_old, changed)]
+
+
+def _expected(dataset: Dataset, phase: ChainPhase, step: Step, table: str) -> str | None:
+    """Folder of the version that a table would have if it were made now."""
+    if isinstance(step.work, Repack):
+        depends = {"plan": step.work.plan_digest()}
+    elif isinstance(step.work, Source):  # to know its plan the source must be listed
+        current = dataset.current(table)
+        return current.folder if current else None
+    else:
+        try:
+            depends = {name: dataset.version(name).folder for name in step.inputs}
+            depends |= {name: artifact_digest(dataset, name) for name in step.artifacts}
+        except NoTableError:
+            return None
+    return TableVersion.of(table, step.made_by, depends).folder
+
+
+def _of_global(reader: _Reader, phase: GlobalPhase, table: str) -> list[TableState]:
+    current = reader.dataset.current(table)
+    if current is None:
+        return []
+    changed = current.made_by.hash != phase.artifact.made_by.hash
+    is_old = not changed and artifact_state(reader.dataset, phase.artifact) != "current"
+    return [_state(reader, table, is_old, changed)]
+
+
+def _state(reader: _Reader, table: str, is_old: bool, changed: bool) -> TableState:
+    counts = count_rows(table, reader.footers(table))
+    stale = counts.shards if is_old else reader.stale_shards(table)
+    pending = len(set(reader.footers(SAMPLES)) - set(reader.footers(table)))
+    return TableState(counts, pending, 0 if changed else stale, changed)
