@@ -76,7 +76,7 @@ def _faiss() -> Check:
 def _demo() -> Check:
     if importlib.util.find_spec("skimage") and importlib.util.find_spec("matplotlib"):
         return Check("demo photos", "ok", "scikit-image, matplotlib")
-    fix = "only for `fusion demo-data`: pip install 'fusion-pipeline[demo]'"
+    fix = "for `fusion demo-data` and --smoke: pip install 'fusion-pipeline[demo]'"
     return Check("demo photos", "warn", "not installed", fix)
 
 
@@ -182,7 +182,7 @@ def _engine(pipeline: Pipeline) -> Iterator[Check]:
         return
     found = f"{endpoint.model} at {endpoint.url}"
     if _answers(endpoint.url):
-        yield Check("caption engine", "ok", f"{found} (a server listens; the model is not tried)")
+        yield Check("caption engine", "ok", f"{found} (a server listens; --smoke tries the model)")
     else:
         fix = "start the server, or mend caption.engine.endpoint.url"
         yield Check("caption engine", "warn", f"{found}: nothing listens there", fix)

@@ -177,8 +177,10 @@ class Storage:
                 self._fs.pipe_file(
                     self.full(path), data, chunksize=5 * 2**30, **condition, **self._patience
                 )
-            except FileNotFoundError:  # there is no file to match
-                return False
+            except FileNotFoundError as error:
+                if "IfMatch" in condition:  # there is no file to match
+                    return False
+                raise StorageError(f"{self.url}: there is no such bucket") from error
             except OSError as error:
                 if s3.error_code(error) in ("PreconditionFailed", "ConditionalRequestConflict"):
                     return False

@@ -10,7 +10,7 @@ import pytest
 from fusion_pipeline.dataset.layout import Dataset
 from fusion_pipeline.dataset.lease import LEASE, LeaseError, hold_lease, read_lease
 from fusion_pipeline.dataset.samples import Limits
-from fusion_pipeline.dataset.storage import Storage
+from fusion_pipeline.dataset.storage import Storage, StorageError
 from fusion_pipeline.ingest.webdataset import plan_tars, read_tar_rows
 from tests.racing import count_up, in_processes, take_turns
 from tests.toy import files_of, run_toy, seen_by_readers, toy_steps
@@ -172,3 +172,8 @@ def write_half(storage: Storage, path: str) -> None:
     with storage.writer(path) as file:
         file.write("half")
         raise KeyboardInterrupt
+
+
+def test_a_missing_bucket_is_named(bucket: str) -> None:
+    with pytest.raises(StorageError, match="s3://nobody-made-this: there is no such bucket"):
+        Storage("s3://nobody-made-this").create("a", b"")

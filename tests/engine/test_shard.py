@@ -285,6 +285,23 @@ def test_an_interrupted_retry_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert run_toy(tmp_path / "sick", range(4), steps, redo=Redo.FAILED) == []
 
 
+def test_a_row_that_fails_anew_for_another_reason_leaves_nothing_stale(tmp_path: Path) -> None:
+    """No row of `b` is to be done again, but what it was made from has changed."""
+    steps = toy_steps(first=ToyStage("a", healed_by=str(tmp_path / "never")))
+    run_toy(tmp_path / "d", range(8), steps)
+    dataset = Dataset.open(tmp_path / "d")
+    for shard in range(8):
+        old, footer = dataset.read_table("a", shard)
+        reasons = [r and "sick: otherwise" for r in old["reason"].to_pylist()]
+        new = old.set_column(2, old.schema.field(2), pa.array(reasons, pa.string()))
+        version = dataset.version("a")
+        data, _ = tables.encode_table(new, "a", shard, version.made_by, footer.inputs)
+        dataset.storage.put(version.path(shard), data)
+    again = run_toy(tmp_path / "d", range(8), steps[2:], redo=Redo.FAILED)
+    assert {(r.step, r.worked) for r in again} == {("b", 0), ("nested/c", 0)}
+    assert run_toy(tmp_path / "d", range(8), steps[2:], redo=Redo.STALE) == []
+
+
 def test_refresh_redoes_the_stale_shards_and_no_others(tmp_path: Path) -> None:
     """Rows of `a` are healed in some shards; all that hangs on those is made again, as a whole."""
     cure = tmp_path / "cure"
