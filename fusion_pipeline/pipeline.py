@@ -21,7 +21,7 @@ from fusion_pipeline.dataset.layout import Dataset
 from fusion_pipeline.dataset.schemas import SAMPLES, SOURCES
 from fusion_pipeline.dataset.storage import Storage
 from fusion_pipeline.engine.shard import Step
-from fusion_pipeline.engine.stage import Source, Stage
+from fusion_pipeline.engine.stage import Resources, Source, Stage
 from fusion_pipeline.export.captions import Export
 from fusion_pipeline.fuse.base import CaptionEngine
 from fusion_pipeline.fuse.composer import Composer
@@ -202,7 +202,8 @@ def _caption_stage(choice: EngineChoice, evidence: tuple[str, ...], prompts: str
         assert choice.composer is not None
         make, version = partial(Composer, choice.composer), Composer.version
         settings = choice.composer.model_dump(mode="json")
-    return Caption(choice.name, make, version, settings, evidence, prompts)
+    resources = Resources(is_free=choice.endpoint is None)
+    return Caption(choice.name, make, version, settings, evidence, prompts, resources)
 
 
 @dataclass

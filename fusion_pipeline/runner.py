@@ -2,7 +2,6 @@
 
 import contextlib
 import operator
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from fusion_pipeline.dataset.lease import hold_lease
 from fusion_pipeline.dataset.schemas import SAMPLES
 from fusion_pipeline.dataset.tables import NoTableError
 from fusion_pipeline.engine.chain import Chain, Replace, check_settings, run_in_process
-from fusion_pipeline.engine.guard import Incident, Limits, default_memory
+from fusion_pipeline.engine.guard import Incident, Limits
 from fusion_pipeline.engine.run import Fuse, RunLog, drive, new_run_id
 from fusion_pipeline.engine.shard import ALL_SHARDS, Redo, ShardResult
 from fusion_pipeline.engine.stage import Source
@@ -288,7 +287,7 @@ class Runner:
         settings = self._pipeline.config.runner
         memory = settings.worker_memory_gb
         limits = Limits(
-            int(memory * 2**30) if memory else default_memory(settings.workers or _cpus()),
+            int(memory * 2**30) if memory else None,
             settings.stall_minutes * 60,
             settings.image_seconds,
         )
@@ -314,10 +313,6 @@ class Runner:
         self._stopper.listen()  # Ray has put a handler of its own in place
         self._ray = True
         self._stack.callback(stop_ray)
-
-
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def _need(dataset: Dataset, table: str) -> None:

@@ -227,6 +227,13 @@ class Dataset:
         """Numbers of all complete shards, in order."""
         return sorted(self.shards_of(SAMPLES))
 
+    def packed_shards(self, samples: TableVersion, sources: TableVersion) -> set[int]:
+        """Shards with their tar and both tables. `samples` is written last; but a run that was
+        frozen may write it when another one has removed the rest of its version."""
+        tars = set(self.storage.files(f"shards/{samples.folder}"))
+        both = self.shards_of(samples) & self.shards_of(sources)
+        return {shard for shard in both if samples.tar_path(shard) in tars}
+
     def read_table(self, table: str | TableVersion, shard: int) -> tuple[pa.Table, tables.Footer]:
         """See `tables.read_table`; the table is checked to be of this version."""
         version = self.version(table)

@@ -172,7 +172,8 @@ def hold_lease(storage: Storage, run: str) -> Iterator[str]:
         yield lease.token
     finally:
         stop.set()
-        thread.join()
+        thread.join(timeout=5)
         # A full disk or a silent store: the lease is then free when this process is gone.
         with contextlib.suppress(OSError, FusionError):
-            _update(storage, replace(lease, released=True))
+            if not thread.is_alive():
+                _update(storage, replace(lease, released=True))

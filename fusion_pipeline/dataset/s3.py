@@ -14,8 +14,9 @@ OPTIONS: dict[str, Any] = {
     # Two tries in botocore, for its own reconnects; the rest is s3fs's, which waits longer.
     "config_kwargs": {"retries": {"mode": "standard", "total_max_attempts": 2}}
 }
-TIMEOUT_S = 600.0
-"""Of one call with all its tries, for a server that accepts and then says nothing."""
+TIMEOUT_S = 300.0
+"""Of one call with all its tries, for a server that accepts and then says nothing. Less than a
+worker may be silent (`Limits.stall_s`): it is the store that is to be named."""
 _TRIES = 14
 """Waits of 0.1 x 1.7^i s, at most 15 s: 88 s in all."""
 _PASSING = (500, 502, 503, 504)
@@ -32,6 +33,8 @@ def make_patient(filesystem: Any) -> None:
     from s3fs import core
 
     filesystem.retries = _TRIES
+    if botocore.exceptions.ConnectionError in core.S3_RETRYABLE_ERRORS:
+        return
     core.add_retryable_error(botocore.exceptions.ConnectionError)
     core.set_custom_error_handler(_is_passing)
 

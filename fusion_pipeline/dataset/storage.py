@@ -303,6 +303,11 @@ class Storage:
                             "it; the same command resumes."
                         ) from None
                     time.sleep(0.01)
+                except OSError as error:
+                    raise StorageError(
+                        f"{self.full(_LOCK)} can't be locked ({error.strerror}): the file system "
+                        "must know flock (Lustre: mount it with -o flock)."
+                    ) from error
             yield
 
     @contextlib.contextmanager

@@ -13,7 +13,9 @@ from fusion_pipeline.dataset.schemas import SAMPLES, SOURCES
 from fusion_pipeline.dataset.tars import read_members
 
 _AT_A_TIME = 8
-"""Shards: an object store answers slowly, and hashing leaves the interpreter's lock alone."""
+"""Tables: an object store answers slowly, and hashing leaves the interpreter's lock alone."""
+_TARS_AT_A_TIME = 2
+"""Each is in memory twice: 0.5 GB."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ def verify(dataset: Dataset) -> Iterator[Problem | None]:
             yield from pool.map(lambda s, v=version: _check_table(dataset, v, samples, s), shards)
             if version == samples:
                 known |= {version.tar_path(shard) for shard in shards}
-                yield from pool.map(lambda s, v=version: _check_tar(dataset, v, s), shards)
+                with ThreadPoolExecutor(_TARS_AT_A_TIME) as few:
+                    yield from few.map(lambda s, v=version: _check_tar(dataset, v, s), shards)
     yield from _strangers(dataset, known)
 
 

@@ -127,12 +127,19 @@ class Chain:
         footers = _Footers(self.place)
         for step in self.steps:
             version = self.place.versions[step.table]
-            if self.redo is Redo.MISSING or isinstance(step.work, Source):
+            if isinstance(step.work, Source):
+                done = self.dataset.packed_shards(version, self.place.versions[SOURCES])
+            elif self.redo is Redo.MISSING:
                 done = self.dataset.shards_of(version)
             else:
                 done = set(footers.of(step.table))
-                # What hangs on a table that is made again is looked at again, too.
-                again.update(s for s in shards if s in done and self._is_due(step, s, footers))
+            if self.redo is not Redo.MISSING:
+                # What hangs on a table that is made, or made again, is looked at again, too.
+                again.update(
+                    shard
+                    for shard in shards
+                    if shard not in done or self._is_due(step, shard, footers)
+                )
             todo = [shard for shard in shards if shard not in done or shard in again]
             if todo:
                 found[step.table] = todo
@@ -144,6 +151,8 @@ class Chain:
         return replace(self, steps=steps)
 
     def _is_due(self, step: Step, shard: int, footers: "_Footers") -> bool:
+        if isinstance(step.work, Source):
+            return False
         footer = footers.of(step.table)[shard]
         is_stale = any(
             shard in footers.of(name) and footers.of(name)[shard].digest != old
@@ -246,7 +255,9 @@ class ChainRunner:
         if not isinstance(step.work, Source):
             opener, redo = self._opener(step), self.chain.redo
             return run_stage(place, step, opener, shard, images, redo, self.watch, halvings)
-        if place.dataset.storage.exists(place.versions[step.table].path(shard)):
+        samples, sources = place.versions[step.table], place.versions[SOURCES]
+        parts = (samples.path(shard), samples.tar_path(shard), sources.path(shard))
+        if all(place.dataset.storage.exists(part) for part in parts):
             return None
         return make_shard(place, step, self._maker(step), shard, self.watch)
 

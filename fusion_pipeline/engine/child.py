@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 from fusion_pipeline.engine.chain import Chain, ChainRunner
+from fusion_pipeline.engine.errors import broken
 from fusion_pipeline.engine.watch import CELLS_BYTES, Watch
 from fusion_pipeline.errors import FusionError
 
@@ -77,6 +78,9 @@ def serve(connection: Connection, watch: Watch) -> None:
             connection.send(Done())
     except FusionError as error:
         connection.send(error)
+    except Exception as error:  # noqa: BLE001 - a file system, a library: told by name, then the end
+        step = chain.steps[max(watch.step, 0)].work.name
+        connection.send(broken(step, "broke", error))
 
 
 def _listen(connection: Connection, orders: "queue.SimpleQueue[object]") -> None:

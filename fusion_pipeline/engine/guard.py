@@ -7,6 +7,7 @@ others of the shard are done without it. So a kill from outside is blamed on nob
 of restarts is bounded.
 """
 
+import contextlib
 import mmap
 import os
 import signal
@@ -35,6 +36,9 @@ from fusion_pipeline.engine.stage import Source
 from fusion_pipeline.engine.watch import CELLS_BYTES, NOWHERE, Watch
 
 _POLL_S = 0.25
+_SIGN_OF_LIFE_S = 60.0
+_LOADING = 3
+"""Times the usual silence for models to load: weights may be fetched, kernels compiled."""
 _MAX_DEATHS = 6
 """Of one step on one shard, besides those that condemn an image."""
 _MAX_HALVINGS = 6
@@ -44,8 +48,8 @@ _MIN_CONDEMNED = 5
 
 @dataclass(frozen=True)
 class Limits:
-    memory_bytes: int
-    """Resident memory of one child."""
+    memory_bytes: int | None = None
+    """Resident memory of one child; None: `default_memory` of the machine it runs on."""
     stall_s: float = 600.0
     """How long a child may go on without a sign of progress (`ShardBlock.tick`)."""
     image_s: float = 120.0
@@ -54,11 +58,23 @@ class Limits:
 
 def default_memory(workers: int) -> int:
     """Bytes for each of so many workers of this machine: their share of 80 % of it, but 2 GiB."""
-    total = psutil.virtual_memory().total
-    with_limit = Path("/sys/fs/cgroup/memory.max")  # of a container
-    if with_limit.is_file() and (text := with_limit.read_text().strip()).isdigit():
-        total = min(total, int(text))
+    total = min([psutil.virtual_memory().total, *_memory_limits()])
     return max(2 * 2**30, int(0.8 * total / max(workers, 1)))
+
+
+def _memory_limits() -> Iterator[int]:
+    """Of the control groups that this process is in (containers, Slurm), in bytes."""
+    root = Path("/sys/fs/cgroup")
+    try:
+        own = Path("/proc/self/cgroup").read_text().splitlines()[-1].rpartition(":")[2]
+    except (OSError, IndexError):  # not Linux
+        return
+    place = root / own.strip("/")
+    for folder in (place, *place.parents):
+        with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+            yield int((folder / "memory.max").read_text())
+        if folder == root:
+            return
 
 
 @dataclass(frozen=True)
@@ -91,6 +107,7 @@ class _Child:
 
     def __init__(self, chain: Chain, limits: Limits) -> None:
         self._limits = limits
+        self._memory = limits.memory_bytes or default_memory(1)
         self._stacks = os.memfd_create("stacks")
         cells = os.memfd_create("cells")
         os.ftruncate(cells, CELLS_BYTES)
@@ -99,28 +116,36 @@ class _Child:
         self._connection, theirs = Pipe()
         fds = (theirs.fileno(), cells, self._stacks)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "fusion_pipeline.engine.child", *map(str, fds)],
+            # -P: no module of the working directory stands in for one of Python's.
+            [sys.executable, "-P", "-m", "fusion_pipeline.engine.child", *map(str, fds)],
             pass_fds=fds,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)},
             stdin=subprocess.DEVNULL,
+            start_new_session=True,  # ends with all that a model starts
         )
         theirs.close()
         os.close(cells)
         self._ps = psutil.Process(self._process.pid)
-        self._connection.send(chain)
-        for _ in self._answers():  # loading
-            pass
+        try:
+            for _ in self._answers(chain, _LOADING * limits.stall_s):
+                pass
+        except _Death:
+            raise  # closed already
+        except BaseException:
+            self.close()
+            raise
 
-    def carry_out(self, order: Run | Examine) -> Iterator[ShardResult]:
-        """Results as they come. Raises _Death, StageError and what else stops a run."""
+    def carry_out(self, order: Run | Examine) -> Iterator[ShardResult | None]:
+        """Results as they come; None, now and then, for work that goes on. Raises _Death,
+        StageError and what else stops a run."""
+        yield from self._answers(order, self._limits.stall_s)
+
+    def _answers(self, order: object, stall_s: float) -> Iterator[ShardResult | None]:
         try:
             self._connection.send(order)
         except (BrokenPipeError, ConnectionResetError):
             raise self._dead() from None
-        yield from self._answers()
-
-    def _answers(self) -> Iterator[ShardResult]:
-        ticks, since = self.watch.ticks, time.monotonic()
+        ticks, since, told = self.watch.ticks, time.monotonic(), time.monotonic()
         while True:
             try:
                 answer = self._connection.recv() if self._connection.poll(_POLL_S) else None
@@ -134,23 +159,24 @@ class _Child:
                 raise answer
             if answer is not None:
                 yield answer
+            allowed = stall_s if self.watch.row == NOWHERE else self._limits.image_s
             if answer is not None or self.watch.ticks != ticks:
                 ticks, since = self.watch.ticks, time.monotonic()
-            elif time.monotonic() - since > (allowed := self._allowed_silence()):
+                if since - told > _SIGN_OF_LIFE_S:
+                    told = since
+                    yield None
+            elif time.monotonic() - since > allowed:
                 raise self._ended(f"silent for {allowed:.0f} s", stack=self._ask_for_stack())
             self._check_memory()
-
-    def _allowed_silence(self) -> float:
-        return self._limits.stall_s if self.watch.row == NOWHERE else self._limits.image_s
 
     def _check_memory(self) -> None:
         try:
             used = self._ps.memory_info().rss
         except psutil.NoSuchProcess:
             return  # its connection says so, too
-        if used > self._limits.memory_bytes:
+        if used > self._memory:
             stack = self._ask_for_stack()
-            limit = f"memory over {self._limits.memory_bytes / 2**30:.1f} GiB"
+            limit = f"memory over {self._memory / 2**30:.1f} GiB"
             raise self._ended(limit, stack=stack)
 
     def _ask_for_stack(self) -> str:
@@ -177,8 +203,10 @@ class _Child:
         return os.pread(self._stacks, 64 * 1024, 0).decode(errors="replace")
 
     def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # stuck in the kernel: left behind
+            self._process.wait(timeout=30)
         self._connection.close()
         os.close(self._stacks)
 
@@ -203,11 +231,12 @@ class Guard:
                     names = ", ".join(step.work.name for step in self.chain.steps)
                     raise StageError(
                         f"the worker process of {names} died {deaths} times while it loaded its "
-                        f"models ({death.cause}){_at(death.stack)}"
+                        f"models ({_explained(death.cause)}){_at(death.stack)}"
                     ) from death.error
 
-    def run(self, shard: int) -> Iterator[ShardResult | Incident]:
-        """Do what is missing for a shard: the results, and what happened to its processes.
+    def run(self, shard: int) -> Iterator[ShardResult | Incident | None]:
+        """Do what is missing for a shard: the results, and what happened to its processes; None
+        about once a minute, as a sign of life.
 
         Raises StageError when a step can't be brought to its end on this shard.
         """
@@ -217,7 +246,7 @@ class Guard:
             assert self._child is not None
             try:
                 for result in self._child.carry_out(order):
-                    yield replace(result, attempt=1 + inquest.lost[result.step])
+                    yield result and replace(result, attempt=1 + inquest.lost[result.step])
                 inquest.done()
             except _Death as death:
                 self._child = None
@@ -264,7 +293,10 @@ class _Inquest:
         """Raises StageError when there is nothing left to try."""
         number = max(death.step, 0)
         row = None if death.row == NOWHERE else death.row
-        if row is not None and not isinstance(death.error, (DeviceError, DeviceMemoryError)):
+        known = self.condemned[self.chain.steps[number].table]
+        is_of_device = isinstance(death.error, (DeviceError, DeviceMemoryError))
+        # A row that was not touched is not to blame.
+        if row is not None and row not in known and not is_of_device:
             verdict = self._at_row(number, row, death)
         else:
             verdict = self._in_step(number, death)
@@ -297,8 +329,9 @@ class _Inquest:
             if self.halvings > _MAX_HALVINGS:
                 raise self._broken(number, "has not enough device memory for one image", death)
             return "smaller batches"
-        is_source = isinstance(self.chain.steps[number].work, Source)
-        if isinstance(death.error, DeviceError) or is_source or death.step == NOWHERE:
+        work = self.chain.steps[number].work
+        may_examine = not isinstance(work, Source) and work.resources.is_free
+        if isinstance(death.error, DeviceError) or not may_examine or death.step == NOWHERE:
             return "again"
         is_crash = death.error is None and death.cause.startswith(("SIG", "exit"))
         if is_crash and deaths == 1:
@@ -316,7 +349,7 @@ class _Inquest:
     def _broken(self, number: int, what: str, death: _Death) -> StageError:
         return StageError(
             f"stage {self.chain.steps[number].work.name!r} {what} on shard {self.shard}: "
-            f"{death.cause}{_at(death.stack)}. Finished shards are kept."
+            f"{_explained(death.cause)}{_at(death.stack)}. Finished shards are kept."
         )
 
 
@@ -325,7 +358,15 @@ def _typed(death: _Death) -> str:
     return "MemoryError" if isinstance(death.error, HostMemoryError) else death.cause
 
 
+def _explained(cause: str) -> str:
+    """The cause, with the setting that it hangs on."""
+    settings = {"silent": "runner.stall_minutes", "memory": "runner.worker_memory_gb"}
+    setting = settings.get(cause.split()[0])
+    return f"{cause}, see {setting}" if setting else cause
+
+
 def _at(stack: str) -> str:
     """The innermost frame of a stack that faulthandler wrote."""
-    frame = next((line.strip() for line in stack.splitlines() if line.startswith("  File")), "")
+    own = stack.rpartition("Current thread")[2]  # other threads stand before it
+    frame = next((line.strip() for line in own.splitlines() if line.startswith("  File")), "")
     return f" at {frame}" if frame else ""

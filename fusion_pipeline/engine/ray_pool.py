@@ -48,6 +48,11 @@ def _row(shard: int, result: ShardResult | Incident | None = None) -> pa.Table:
     return pa.Table.from_pylist([row], schema=_ROW)
 
 
+def _sign_of_life(shard: int) -> pa.Table:
+    row = {**dict.fromkeys(_ROW.names), "shard": shard, "step": ""}
+    return pa.Table.from_pylist([row], schema=_ROW)
+
+
 def _result(row: dict[str, Any]) -> ShardResult | Incident:
     incident = row.pop("incident")
     return Incident(**json.loads(incident)) if incident else ShardResult(**row)
@@ -56,8 +61,11 @@ def _result(row: dict[str, Any]) -> ShardResult | Incident:
 class _PoolWorker:
     """An actor of a pool: watches over the process that does the work; passes shard numbers on."""
 
-    def __init__(self, chain: Chain, limits: Limits) -> None:
-        self._guard = Guard(chain, limits)
+    def __init__(self, chain: Chain, limits: Limits, neighbours: int) -> None:
+        """`neighbours`: workers on each machine, this one included."""
+        memory = limits.memory_bytes or default_memory(neighbours)
+        memory = max(memory, int(chain.resources.memory_gb * 2**30))
+        self._guard = Guard(chain, replace(limits, memory_bytes=memory))
         self._metrics = _Metrics()
         self._broken: StageError | None = None
         try:
@@ -69,11 +77,14 @@ class _PoolWorker:
         if self._broken is not None:
             raise self._broken
         block = block.select(_ROW.names).cast(_ROW)
-        for row in block.to_pylist():
+        for number, row in enumerate(block.to_pylist()):
             if row["step"] is not None:
-                yield _row(row["shard"], _result(row))
+                yield block.slice(number, 1)  # of an earlier pool
                 continue
             for result in self._guard.run(row["shard"]):
+                if result is None:
+                    yield _sign_of_life(row["shard"])
+                    continue
                 self._metrics.add(result)
                 yield _row(row["shard"], result)
             yield _row(row["shard"])
@@ -195,14 +206,15 @@ def run_on_ray(
     sizes = [_pool_size(pool, len(shards)) for pool in pools]
     total_cpus = float(ray.cluster_resources().get("CPU", 1))
     share = max(0.01, (total_cpus - 0.1) / sum(sizes))
-    limits = limits or Limits(default_memory(sum(sizes)))
+    limits = limits or Limits()
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    neighbours = -(-sum(sizes) // max(nodes, 1))
     dataset = ray.data.from_arrow([_row(shard) for shard in shards])
     for pool, size in zip(pools, sizes, strict=True):
         resources = pool.resources
-        memory = max(limits.memory_bytes, int(resources.memory_gb * 2**30))
         dataset = dataset.map_batches(
             _PoolWorker,
-            fn_constructor_args=(pool, replace(limits, memory_bytes=memory)),
+            fn_constructor_args=(pool, limits, neighbours),
             batch_size=None,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),
@@ -212,7 +224,7 @@ def run_on_ray(
             memory=int(resources.memory_gb * 2**30) or None,
         )
     for row in _timely(_rows(dataset), _START_S + 3 * limits.stall_s):
-        if row["step"] is not None:
+        if row["step"]:  # neither a shard nor a sign of life
             yield _result(row)
 
 

@@ -19,7 +19,7 @@ from fusion_pipeline.dataset.schemas import SAMPLES, SOURCES, UPSTREAM, stage_sc
 from fusion_pipeline.dataset.tables import TableError, encode_table
 from fusion_pipeline.engine.errors import StageError, broken
 from fusion_pipeline.engine.stage import ShardBlock, ShardImages, ShardMaker, Source, Stage, Worker
-from fusion_pipeline.engine.watch import NOWHERE, Watch
+from fusion_pipeline.engine.watch import Watch
 from fusion_pipeline.errors import FusionError
 
 
@@ -134,7 +134,7 @@ def make_shard(
         raise
     except Exception as error:  # one bad row is in `sources`; this is the source itself
         raise broken(step.work.name, f"broke on shard {shard}", error) from error
-    watch.begin_row(NOWHERE)
+    watch.end_row()
     storage, samples = place.dataset.storage, place.versions[SAMPLES]
     check_token(storage, place.token)
     # Unconditional: whoever writes it under this name writes the same bytes.
@@ -212,6 +212,8 @@ def examine(
     task = _task(place, step, shard, redo, watch)
     if task is None:
         return
+    if any(task.todo):
+        _ = images.by_key  # read first: its time is not that of the first image
     for row in range(start, len(task.todo)):
         if task.todo[row]:
             watch.begin_row(row)

@@ -29,6 +29,9 @@ class Resources:
     threads: int = 1
     """Threads a worker's model may use. Part of the settings, never taken from the machine:
     floating-point results can depend on it."""
+    is_free: bool = True
+    """Whether work may be repeated for nothing, to find the image that kills its process. Not so
+    where it is paid for."""
 
 
 CPU_WORKER = Resources()

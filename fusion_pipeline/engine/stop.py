@@ -4,7 +4,6 @@ The run finishes the steps it has begun, starts none, and ends; after the time a
 anyway. Either way the same command resumes.
 """
 
-import _thread
 import contextlib
 import signal
 import threading
@@ -86,8 +85,12 @@ class Stopper:
         while not self._asked.wait(0.5):
             if self._ended.is_set():
                 return
-        for storage in self._storages:
-            with contextlib.suppress(OSError, FusionError):  # then only the time limit counts
-                storage.put(stop_path(self._run), b"")
+        for storage in self._storages:  # an object store may take its time
+            threading.Thread(target=self._tell, args=(storage,), daemon=True).start()
         if not self._ended.wait(self._drain_s):
-            _thread.interrupt_main()
+            # A real signal: it also wakes a main thread that waits.
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    def _tell(self, storage: Storage) -> None:
+        with contextlib.suppress(OSError, FusionError):  # then only the time limit counts
+            storage.put(stop_path(self._run), b"")

@@ -45,6 +45,10 @@ class Watch:
         self.tick()
         return self.condemned.get(row)
 
+    def end_row(self) -> None:
+        """Nothing is done to a single row from here on: what happens now is not its doing."""
+        self._cells[_ROW] = NOWHERE
+
     def tick(self) -> None:
         """Say that work goes on: a worker that is silent for long is taken to be stuck."""
         self._cells[_TICKS] += 1

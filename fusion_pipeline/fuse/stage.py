@@ -12,6 +12,8 @@ from fusion_pipeline.engine.stage import CPU_WORKER, Resources, ShardBlock, Work
 from fusion_pipeline.fuse.base import Captioned, CaptionEngine, CaptionOutcome, CaptionRequest
 from fusion_pipeline.prompts.stages import read_evidence
 
+_TICK_S = 10.0
+
 
 @dataclass(frozen=True)
 class Caption:
@@ -55,11 +57,12 @@ class Caption:
         return lambda block: asyncio.run(self._caption(engine, block))
 
     async def _caption(self, engine: CaptionEngine, block: ShardBlock) -> pa.Table:
+        # The engine has time limits of its own, far longer than other work may be silent.
+        ticking = asyncio.create_task(_tick(block))
         try:
-            answers = await asyncio.gather(
-                *(_answer(engine, request, block) for request in self._requests(block))
-            )
+            answers = await asyncio.gather(*map(engine.caption, self._requests(block)))
         finally:
+            ticking.cancel()
             await engine.close()
         return build_table(block.keys, [_outcome(answer) for answer in answers], self.columns)
 
@@ -81,12 +84,10 @@ class Caption:
         ]
 
 
-async def _answer(
-    engine: CaptionEngine, request: CaptionRequest, block: ShardBlock
-) -> CaptionOutcome:
-    answer = await engine.caption(request)
-    block.tick()
-    return answer
+async def _tick(block: ShardBlock) -> None:
+    while True:
+        block.tick()
+        await asyncio.sleep(_TICK_S)
 
 
 def _outcome(answer: CaptionOutcome) -> Outcome:

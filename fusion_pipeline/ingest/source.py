@@ -100,9 +100,10 @@ class Ingest:
 
     def _pack(self, rows: Iterator[InputRow], watch: Watch) -> ShardContents:
         samples: dict[str, Sample] = {}
-        outcomes = [
-            self._take(row, watch.begin_row(number), samples) for number, row in enumerate(rows)
-        ]
+        outcomes = []
+        for number, row in enumerate(rows):
+            outcomes.append(self._take(row, watch.begin_row(number), samples))
+            watch.end_row()  # the next one is still to be read
         tar, table = pack_samples(list(samples.values()))
         sources = pa.Table.from_pylist(outcomes, schema=SOURCES_SCHEMA)
         return ShardContents(tar, table, sources)

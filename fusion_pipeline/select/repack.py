@@ -75,7 +75,10 @@ class Repack:
         members = read_plan(self.dataset, PLAN, digest)["members"]
 
         def make(shard: int, watch: Watch) -> ShardContents:
-            samples = list(self._samples(members[shard].as_py()))
+            samples = []
+            for sample in self._samples(members[shard].as_py()):
+                watch.tick()  # each may be a request to an object store
+                samples.append(sample)
             tar, table = pack_samples(samples)
             sources = [_source_row(sample) for sample in samples]
             return ShardContents(tar, table, pa.Table.from_pylist(sources, schema=SOURCES_SCHEMA))

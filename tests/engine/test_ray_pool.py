@@ -58,7 +58,7 @@ def test_three_hostile_images(tmp_path: Path) -> None:
     seen = json.loads(done.stdout.splitlines()[-1])
     reasons = [row["reason"] for row in rows_of(tmp_path / "ray", "a", 1)]
     assert reasons == [
-        None, "killed_worker: SIGSEGV", "killed_worker: silent for 1 s", None,
+        None, "killed_worker: SIGSEGV", "killed_worker: silent for 2 s", None,
         "killed_worker: memory over 0.6 GiB", None,
     ]  # fmt: skip
     assert seen["results"] == len(SHARDS) * 4
