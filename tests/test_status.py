@@ -94,4 +94,4 @@ def test_a_changed_embedding_outdates_what_was_fitted_and_chosen(photos: Path) -
 
 def test_other_settings_are_told_as_such(photos: Path) -> None:
     other = of(photos, "hints.tag_threshold=0.9")
-    assert flagged(other) == {name: (0, 0, True) for name in (HINTS, PROMPTS, CAPTIONS)}
+    assert flagged(other) == dict.fromkeys((HINTS, PROMPTS, CAPTIONS), (0, 0, True))
