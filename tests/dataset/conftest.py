@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import s3fs
 
 from tests.faulty_s3 import S3Server, s3_server
 
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[S3Server]:
-    pytest.importorskip("moto.server")
     with s3_server() as running:
         yield running
 
@@ -19,7 +19,6 @@ def server() -> Iterator[S3Server]:
 @pytest.fixture
 def bucket(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Name of an empty bucket, which s3fs and boto3 find here and in processes started here."""
-    s3fs = pytest.importorskip("s3fs")
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
     s3fs.S3FileSystem.clear_instance_cache()  # those of another server
