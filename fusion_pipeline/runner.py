@@ -137,11 +137,19 @@ class Runner:
         if self._options.limit is not None:
             shards = _first_shards(rows, self._options.limit)
         steps = [step for step in phase.steps if step.work.name in wanted]
-        chain = Chain.resolve(dataset, steps, digest, self._options.redo)
-        outdated = chain.outdated(self._options.replace)
-        pending = chain.pending(self._with_inputs(chain, shards))
+
+        def look() -> tuple[Chain, list[TableVersion], dict[str, list[int]]]:
+            chain = Chain.resolve(dataset, steps, digest, self._options.redo)
+            outdated = chain.outdated(self._options.replace)
+            return chain, outdated, chain.pending(self._with_inputs(chain, shards))
+
+        chain, outdated, pending = look()
         if not pending and not outdated and chain.is_described:
             return
+        if dataset.storage.url not in self._tokens:
+            # What was seen so far may be another run's doing, who was at it until this moment.
+            self._token(dataset)
+            chain, outdated, pending = look()
         chain = chain.under(self._token(dataset), self._run_id)
         self._drop_dependents(chain, outdated)
         chain.describe()

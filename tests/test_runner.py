@@ -10,9 +10,10 @@ from PIL import Image
 
 from experts.tagging.efficientnet_lite2 import EfficientNetLite2Tagger
 from fusion_pipeline.config import ConfigError
+from fusion_pipeline.dataset.layout import Dataset
 from fusion_pipeline.dataset.tables import FingerprintMismatchError, StaleTableError
 from fusion_pipeline.errors import FusionError
-from fusion_pipeline.runner import PipelineError, SourceChangedError
+from fusion_pipeline.runner import PipelineError, Runner, SourceChangedError
 from tests.jobs import EXPERT, job, make_photos, run, seen_in
 from tests.killing import killed_at
 
@@ -208,3 +209,21 @@ def test_hidden_files_are_not_a_changed_source(photos: Path) -> None:
 def test_outputs_inside_the_source_are_refused(photos: Path) -> None:
     with pytest.raises(ConfigError, match="outputs would become input"):
         job(photos, f"run={photos}/out")
+
+
+def test_what_another_run_made_before_the_lease_was_ours_is_not_swept(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It looks, another run replaces the tables and ends, and only then it gets the lease."""
+    run(job(photos), until="resolution", limit=3)
+    take = Runner._token
+
+    def after_another(self: Runner, dataset: Dataset) -> str:
+        monkeypatch.setattr(Runner, "_token", take)
+        run(job(photos, "filter.min_short_edge=200"), until="resolution", overwrite=True)
+        return take(self, dataset)
+
+    monkeypatch.setattr(Runner, "_token", after_another)
+    with pytest.raises(FingerprintMismatchError, match="min_short_edge: 200 -> 256"):
+        run(job(photos), until="resolution")
+    assert job(photos).pool.shards_of("resolution") == {0, 1, 2, 3}

@@ -413,16 +413,31 @@ def was_listed_as_holder(moment: Moment, place: str, folder: str) -> bool:
     return False
 
 
-def packs_what_was_removed(moment: Moment, bucket: Bucket) -> frozenset[str]:
-    """A run was frozen before it wrote the `samples` table of a shard, and meanwhile the rest of
-    its version was removed. When it wakes up, there is a table without a tar, which readers see
-    when that version is brought back, until the run that does so has packed the shard again."""
-    assert moment.request is not None
-    match = re.fullmatch(at(r"(tables/samples/(v-.*)\.parquet)"), moment.request.path)
-    if match is None or at(f"shards/{match[2]}.tar") in bucket.files:
+def leaves_without_tar(moment: Moment, bucket: Bucket) -> frozenset[str]:
+    """The path, if any, of a `samples` table that this step leaves without its tar.
+
+    A run was frozen before it wrote that table, and meanwhile another one removed the rest of its
+    version, or is about to. Readers see it when that version is brought back, until the run that
+    does so has packed the shard again.
+    """
+    request = moment.request
+    assert request is not None
+    match = re.fullmatch(
+        at(r"(shards|tables/samples)/(v-\w+)/(\d+/\d+)\.(tar|parquet)"), request.path
+    )
+    if match is None:
         return frozenset()
-    packed = {done.path for done, _ in moment.answers() if done.verb == "put"}
-    return frozenset([match[1]]) if at(f"shards/{match[2]}.tar") in packed else frozenset()
+    tar = at(f"shards/{match[2]}/{match[3]}.tar")
+    table = f"tables/samples/{match[2]}/{match[3]}.parquet"
+    if request.verb == "put":
+        put = any(done.verb == "put" and done.path == tar for done, _ in moment.answers())
+        is_left = request.path == at(table) and tar not in bucket.files and put
+    else:
+        listing = Request("list", at(f"tables/samples/{match[2]}"))
+        listed = next((answer for done, answer in moment.answers() if done == listing), ())
+        is_late = at(table) not in [path for path, *_ in listed]
+        is_left = request.path == tar and at(table) in bucket.files and is_late
+    return frozenset([table] if is_left else [])
 
 
 def writes_artifact_late(moment: Moment, bucket: Bucket) -> bool:
@@ -887,7 +902,7 @@ class World:
         note(f"{name}: {moment.request}: {summary(answer)}")
         self.moments[name] = moment.after(answer)
         if self.bucket is not before:
-            self.without_tar |= packs_what_was_removed(moment, before)
+            self.without_tar |= leaves_without_tar(moment, before)
             observe(self.bucket, self.without_tar)
         self._look_at_end(name, self.moments[name])
 
