@@ -1,14 +1,15 @@
 """What there is of a pipeline's tables, and what of it is out of date."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from fusion_pipeline.dataset.accounting import TableCounts, count_rows
-from fusion_pipeline.dataset.artifacts import artifact_digest, artifact_state
+from fusion_pipeline.dataset.artifacts import artifact_state
 from fusion_pipeline.dataset.layout import Dataset, TableVersion
 from fusion_pipeline.dataset.schemas import SAMPLES, SOURCES
-from fusion_pipeline.dataset.tables import Footer, NoTableError
+from fusion_pipeline.dataset.tables import Footer, NoTableError, StaleTableError
+from fusion_pipeline.engine.chain import depends_on
 from fusion_pipeline.engine.shard import Step
 from fusion_pipeline.engine.stage import Source
 from fusion_pipeline.pipeline import ChainPhase, GlobalPhase, Pipeline
@@ -34,26 +35,8 @@ class TableState:
         }
 
 
-@dataclass
-class _Reader:
-    """Footers of one dataset, each table's read once."""
-
-    dataset: Dataset
-    _footers: dict[str, Mapping[int, Footer]] = field(default_factory=dict)
-
-    def footers(self, table: str) -> Mapping[int, Footer]:
-        if table not in self._footers:
-            self._footers[table] = self.dataset.footers(table)
-        return self._footers[table]
-
-    def stale_shards(self, table: str) -> int:
-        return sum(
-            any(
-                (there := self.footers(name).get(shard)) is None or there.digest != digest
-                for name, digest in footer.inputs.items()
-            )
-            for shard, footer in self.footers(table).items()
-        )
+Footers = Mapping[str, Mapping[int, Footer]]
+"""By table and shard."""
 
 
 def table_states(pipeline: Pipeline, dataset: Dataset) -> list[TableState]:
@@ -63,18 +46,18 @@ def table_states(pipeline: Pipeline, dataset: Dataset) -> list[TableState]:
     """
     if not dataset.exists:
         return []
-    reader = _Reader(dataset)
+    footers = {table: dataset.footers(table) for table in dataset.table_names()}
     states = []
     for phase in pipeline.phases:
         if phase.dataset is not dataset:
             continue
         if isinstance(phase, GlobalPhase):
             if phase.writes:
-                states += _of_global(reader, phase, phase.writes)
+                states += _of_global(footers, phase, phase.writes)
             continue
         for step in phase.steps:
             for table in (SOURCES, SAMPLES) if isinstance(step.work, Source) else (step.table,):
-                states += _of_step(reader, phase, step, table)
+                states += _of_step(footers, phase, step, table)
     return states
 
 
@@ -90,42 +73,51 @@ def stale_artifacts(pipeline: Pipeline) -> list[str]:
     ]
 
 
-def _of_step(reader: _Reader, phase: ChainPhase, step: Step, table: str) -> list[TableState]:
-    current = reader.dataset.current(table)
+def _of_step(footers: Footers, phase: ChainPhase, step: Step, table: str) -> list[TableState]:
+    current = phase.dataset.current(table)
     if current is None:
         return []
     changed = current.made_by.hash != step.made_by.hash
-    is_old = not changed and _expected(reader.dataset, phase, step, table) != current.folder
-    return [_state(reader, table, is_old, changed)]
+    is_old = not changed and _expected(phase.dataset, step, current) != current.folder
+    return [_state(footers, table, is_old, changed)]
 
 
-def _expected(dataset: Dataset, phase: ChainPhase, step: Step, table: str) -> str | None:
+def _expected(dataset: Dataset, step: Step, current: TableVersion) -> str | None:
     """Folder of the version that a table would have if it were made now."""
     if isinstance(step.work, Repack):
         depends = {"plan": step.work.plan_digest()}
     elif isinstance(step.work, Source):  # to know its plan the source must be listed
-        current = dataset.current(table)
-        return current.folder if current else None
+        return current.folder
     else:
         try:
-            depends = {name: dataset.version(name).folder for name in step.inputs}
-            depends |= {name: artifact_digest(dataset, name) for name in step.artifacts}
-        except NoTableError:
+            versions = {name: dataset.version(name) for name in step.inputs}
+            depends = depends_on(dataset, step, versions)
+        except (NoTableError, StaleTableError):
             return None
-    return TableVersion.of(table, step.made_by, depends).folder
+    return TableVersion.of(current.name, step.made_by, depends).folder
 
 
-def _of_global(reader: _Reader, phase: GlobalPhase, table: str) -> list[TableState]:
-    current = reader.dataset.current(table)
+def _of_global(footers: Footers, phase: GlobalPhase, table: str) -> list[TableState]:
+    current = phase.dataset.current(table)
     if current is None:
         return []
     changed = current.made_by.hash != phase.artifact.made_by.hash
-    is_old = not changed and artifact_state(reader.dataset, phase.artifact) != "current"
-    return [_state(reader, table, is_old, changed)]
+    is_old = not changed and artifact_state(phase.dataset, phase.artifact) != "current"
+    return [_state(footers, table, is_old, changed)]
 
 
-def _state(reader: _Reader, table: str, is_old: bool, changed: bool) -> TableState:
-    counts = count_rows(table, reader.footers(table))
-    stale = counts.shards if is_old else reader.stale_shards(table)
-    pending = len(set(reader.footers(SAMPLES)) - set(reader.footers(table)))
+def _state(footers: Footers, table: str, is_old: bool, changed: bool) -> TableState:
+    counts = count_rows(table, footers[table])
+    stale = counts.shards if is_old else _stale_shards(footers, table)
+    pending = len(footers.get(SAMPLES, {}).keys() - footers[table].keys())
     return TableState(counts, pending, 0 if changed else stale, changed)
+
+
+def _stale_shards(footers: Footers, table: str) -> int:
+    return sum(
+        any(
+            (there := footers.get(name, {}).get(shard)) is None or there.digest != digest
+            for name, digest in footer.inputs.items()
+        )
+        for shard, footer in footers[table].items()
+    )

@@ -27,16 +27,14 @@ from pathlib import Path
 
 import psutil
 
-from fusion_pipeline.dataset.fingerprints import Fingerprint, fingerprint
 from fusion_pipeline.dataset.layout import Dataset
-from fusion_pipeline.dataset.schemas import SAMPLES
 from fusion_pipeline.dataset.storage import Storage
 from fusion_pipeline.dataset.verify import verify
 from fusion_pipeline.engine.shard import Step
 from fusion_pipeline.engine.stage import Resources
 from tests.faulty_s3 import S3Server, s3_server
 from tests.killing import REPOSITORY
-from tests.toy import ToySource, ToyStage, run_toy, seen_by_readers
+from tests.toy import ToySource, ToyStage, run_toy, seen_by_readers, steps_of
 
 SHARDS = 200
 DISTURBED_STARTS = 2
@@ -61,14 +59,7 @@ def chaos_steps(pause: float) -> tuple[Step, ...]:
         ToyStage("d", ("nested/c",), pause, resources=late),
         ToyStage("e", ("a", "d"), pause, resources=late),
     ]
-    source = ToySource(pause)
-    made: dict[str, Fingerprint] = {SAMPLES: fingerprint("toy", 1, source.settings(), {})}
-    steps = [Step(source, made[SAMPLES], {})]
-    for stage in stages:
-        reads = {name: made[name] for name in (SAMPLES, *stage.reads)}
-        made[stage.name] = fingerprint(stage.name, stage.version, stage.settings(), reads)
-        steps.append(Step(stage, made[stage.name], reads))
-    return tuple(steps)
+    return steps_of(ToySource(pause), stages)
 
 
 # The driver: a process of its own

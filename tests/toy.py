@@ -122,7 +122,11 @@ def toy_steps(
         ToyStage("b", ("a",), pause),
         ToyStage("nested/c", ("a", "b"), pause),
     ]
-    work = source or ToySource(pause)
+    return steps_of(source or ToySource(pause), stages)
+
+
+def steps_of(work: ToySource, stages: Sequence[ToyStage]) -> tuple[Step, ...]:
+    """The source and its stages with their lineage."""
     made: dict[str, Fingerprint] = {SAMPLES: fingerprint("toy", 1, work.settings(), {})}
     steps = [Step(work, made[SAMPLES], {})]
     for stage in stages:

@@ -53,9 +53,11 @@ def write_artifact(
 def put_held(storage: Storage, path: str, data: bytes, token: str) -> None:
     """Write a file as the holder of the lease: never over what a later holder wrote.
 
-    Raises LeaseError.
+    A run that is frozen in here can still replace a file that its successor left as it was; that
+    shows as other settings or other inputs, not as a mixture (docs/decisions/004). Raises
+    LeaseError.
     """
-    mark = storage.version(path)  # before the token: whoever took over since has changed it
+    mark = storage.version(path)  # before the token: what is written from here on changes it
     check_token(storage, token)
     done = storage.replace(path, data, mark) if mark else storage.create(path, data)
     if not done and storage.read(path) != data:

@@ -52,7 +52,7 @@ def answering(url: str) -> Iterator[None]:
         yield
     except (FileNotFoundError, FileExistsError):
         raise
-    except Exception as error:
+    except Exception as error:  # botocore's errors share no base class with s3fs's; others go on
         kind = type(error)
         if kind.__name__ in ("NoCredentialsError", "PartialCredentialsError"):
             what = "no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"

@@ -124,7 +124,10 @@ class Chain:
     def _pending(self, shards: Sequence[int]) -> dict[str, list[int]]:
         found: dict[str, list[int]] = {}
         again: set[int] = set()
-        footers = _Footers(self.place)
+        footers: dict[str, Mapping[int, Footer]] = {}
+        if self.redo is not Redo.MISSING:
+            versions = self.place.versions
+            footers = {name: self.dataset.footers(versions[name]) for name in versions}
         for step in self.steps:
             version = self.place.versions[step.table]
             if isinstance(step.work, Source):
@@ -132,7 +135,7 @@ class Chain:
             elif self.redo is Redo.MISSING:
                 done = self.dataset.shards_of(version)
             else:
-                done = set(footers.of(step.table))
+                done = set(footers[step.table])
             if self.redo is not Redo.MISSING:
                 # What hangs on a table that is made, or made again, is looked at again, too.
                 again.update(
@@ -150,12 +153,12 @@ class Chain:
         steps = tuple(step for step in self.steps if step.table in tables)
         return replace(self, steps=steps)
 
-    def _is_due(self, step: Step, shard: int, footers: "_Footers") -> bool:
+    def _is_due(self, step: Step, shard: int, footers: Mapping[str, Mapping[int, Footer]]) -> bool:
         if isinstance(step.work, Source):
             return False
-        footer = footers.of(step.table)[shard]
+        footer = footers[step.table][shard]
         is_stale = any(
-            shard in footers.of(name) and footers.of(name)[shard].digest != old
+            shard in footers[name] and footers[name][shard].digest != old
             for name, old in footer.inputs.items()
         )
         if self.redo is Redo.STALE:
@@ -187,8 +190,7 @@ def resolve(dataset: Dataset, steps: Sequence[Step], plan: str) -> dict[str, Tab
             if name not in versions:
                 versions[name] = dataset.version(name)
                 check_settings(dataset, versions[name], expected, Replace.NOTHING)
-        depends = {name: versions[name].folder for name in step.inputs}
-        depends |= _artifacts(dataset, step)
+        depends = depends_on(dataset, step, versions)
         if isinstance(step.work, Source):
             depends["plan"] = plan
             versions[SOURCES] = TableVersion.of(SOURCES, step.made_by, depends)
@@ -196,24 +198,17 @@ def resolve(dataset: Dataset, steps: Sequence[Step], plan: str) -> dict[str, Tab
     return versions
 
 
-def _artifacts(dataset: Dataset, step: Step) -> dict[str, str]:
-    """Digest of each artifact that the step reads. Raises NoTableError, and StaleTableError when it
-    is of other settings: written by a run that was frozen, after we looked."""
+def depends_on(
+    dataset: Dataset, step: Step, versions: Mapping[str, TableVersion]
+) -> dict[str, str]:
+    """What a stage's table is made from as a whole: versions of tables, contents of artifacts.
+
+    Raises NoTableError, and StaleTableError when an artifact is of other settings: written by a
+    run that was frozen, after we looked.
+    """
+    depends = {name: versions[name].folder for name in step.inputs}
     made_by = step.made_by.fields["upstream"] if step.artifacts else {}
-    return {name: artifact_digest(dataset, name, made_by[name]) for name in step.artifacts}
-
-
-@dataclass
-class _Footers:
-    """Footers of a place's tables, each table's read once."""
-
-    place: Place
-    _read: dict[str, Mapping[int, Footer]] = field(default_factory=dict)
-
-    def of(self, table: str) -> Mapping[int, Footer]:
-        if table not in self._read:
-            self._read[table] = self.place.dataset.footers(self.place.versions[table])
-        return self._read[table]
+    return depends | {n: artifact_digest(dataset, n, made_by[n]) for n in step.artifacts}
 
 
 @dataclass
@@ -298,8 +293,7 @@ class ChainRunner:
     def _check_artifacts(self, step: Step) -> None:
         """Raises StaleTableError when the worker may have read others than the version says."""
         dataset, versions = self.chain.dataset, self.chain.place.versions
-        depends = {name: versions[name].folder for name in step.inputs}
-        depends |= _artifacts(dataset, step)
+        depends = depends_on(dataset, step, versions)
         if TableVersion.of(step.table, step.made_by, depends) != versions[step.table]:
             raise StaleTableError(dataset.storage.full(f"tables/{step.table}"))
 

@@ -131,7 +131,7 @@ class _Child:
                 pass
         except _Death:
             raise  # closed already
-        except BaseException:
+        except BaseException:  # also Ctrl-C: nobody else would end the child
             self.close()
             raise
 
@@ -251,7 +251,7 @@ class Guard:
             except _Death as death:
                 self._child = None
                 yield inquest.after(death)
-            except BaseException:
+            except BaseException:  # also a caller that listens no more: the child would go on
                 self.close()
                 raise
 

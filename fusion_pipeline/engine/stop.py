@@ -30,17 +30,13 @@ class Stopper:
         self._ended = threading.Event()
         self._storages: list[Storage] = []
 
-    @property
-    def is_asked(self) -> bool:
-        return self._asked.is_set()
-
     def tell(self, storage: Storage) -> None:
         """Workers that write this dataset are to be told, too."""
         self._storages.append(storage)
 
     def check(self) -> None:
         """Raises StoppedError when the run was asked to stop."""
-        if self.is_asked:
+        if self._asked.is_set():
             raise StoppedError(
                 "Stopped by SIGTERM. Finished shards are kept; the same command resumes."
             )
