@@ -89,8 +89,9 @@ def run_bare(pool: Dataset, experts: Sequence[str]) -> float:
 def run_ours(pool: Dataset, experts: Sequence[str]) -> float:
     """Seconds from the first shard begun to the last table committed."""
     stages = [Perceive(name, load_expert(name).Config()) for name in experts]
-    for stage in stages:
-        pool.drop_table(stage.name)
+    with hold_lease(pool.storage, "benchmark") as token:
+        for stage in stages:
+            pool.drop_table(stage.name, token)
     samples = build_pipeline(load_config(CONFIG, [f"run={Path(pool.storage.root).parent}"]))
     made_by = samples.phases[0].steps[0].made_by  # type: ignore[union-attr]
     steps = tuple(Step(stage, made_by, {"samples": made_by}) for stage in stages)

@@ -6,13 +6,14 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 
 from rich.console import Console
 
 from fusion_pipeline.dataset.accounting import TableCounts, count_table, funnel
-from fusion_pipeline.dataset.artifacts import artifact_state, inputs_of
-from fusion_pipeline.dataset.layout import Dataset, TableVersion
-from fusion_pipeline.dataset.lease import hold_lease
+from fusion_pipeline.dataset.artifacts import artifact_state, inputs_of, keep_artifact
+from fusion_pipeline.dataset.layout import Dataset
+from fusion_pipeline.dataset.lease import as_holder, hold_lease
 from fusion_pipeline.dataset.schemas import SAMPLES
 from fusion_pipeline.dataset.tables import NoTableError
 from fusion_pipeline.engine.chain import Chain, Replace, check_settings, run_in_process
@@ -80,6 +81,8 @@ class Runner:
         self._run_id = new_run_id()
         self._stack = contextlib.ExitStack()
         self._tokens: dict[str, str] = {}
+        self._digests: dict[str, str] = {}
+        self._warned: set[str] = set()
         self._ray = False
         self._stopper = Stopper(self._run_id, pipeline.config.runner.drain_seconds)
         self.committed = 0
@@ -92,13 +95,9 @@ class Runner:
         """
         wanted = self._wanted()
         with self._stopper.listening(), self._stack:
-            for phase in self._pipeline.phases:
-                if not wanted.isdisjoint(phase.names):
-                    if isinstance(phase, ChainPhase):
-                        self._run_chain(phase, wanted)
-                    else:
-                        self._run_global(phase)
-                    self._stopper.check()
+            phases = [p for p in self._pipeline.phases if not wanted.isdisjoint(p.names)]
+            for _, of_one in groupby(phases, lambda phase: phase.dataset.storage.url):
+                self._run_phases(list(of_one), wanted)
             if "export" in wanted:
                 self._run_export()
             if "report" in wanted:
@@ -123,35 +122,46 @@ class Runner:
             return {options.only}
         return set(names[: names.index(options.until) + 1] if options.until else names)
 
+    def _run_phases(self, phases: Sequence[ChainPhase | GlobalPhase], wanted: set[str]) -> None:
+        """The phases of one dataset, in order.
+
+        If there is anything to do, all are gone through under the lease. What another run did up
+        to that moment is seen then, and each phase that is done already is committed once more:
+        from then on no run that was frozen can replace it.
+        """
+        if all(self._is_done(phase, wanted) for phase in phases):
+            return
+        dataset = phases[0].dataset
+        token = self._token(dataset)
+        with as_holder(dataset.storage, token):
+            for phase in phases:
+                if isinstance(phase, ChainPhase):
+                    self._run_chain(phase, wanted, token)
+                else:
+                    self._run_global(phase, token)
+                self._stopper.check()
+
+    def _is_done(self, phase: ChainPhase | GlobalPhase, wanted: set[str]) -> bool:
+        if isinstance(phase, GlobalPhase):
+            return not self._is_due(phase)
+        rows = self._planned(phase, wanted)
+        if rows is None:
+            return False
+        chain, pending = self._look(phase, rows, wanted)
+        return not pending and chain.is_described
+
     # Chains
 
-    def _run_chain(self, phase: ChainPhase, wanted: set[str]) -> None:
-        if phase.packs is not None:
-            _need(phase.packs.dataset, phase.packs.artifact.name)
-            if "repack" in wanted:
-                self._need_complete(phase.packs)
-        dataset = phase.dataset
-        Dataset.create(dataset.storage.url)
-        digest, rows = self._plan(phase, dataset)
-        shards = list(range(len(rows)))
-        if self._options.limit is not None:
-            shards = _first_shards(rows, self._options.limit)
-        steps = [step for step in phase.steps if step.work.name in wanted]
-
-        def look() -> tuple[Chain, list[TableVersion], dict[str, list[int]]]:
-            chain = Chain.resolve(dataset, steps, digest, self._options.redo)
-            outdated = chain.outdated(self._options.replace)
-            return chain, outdated, chain.pending(self._with_inputs(chain, shards))
-
-        chain, outdated, pending = look()
-        if not pending and not outdated and chain.is_described:
-            return
-        if dataset.storage.url not in self._tokens:
-            # What was seen so far may be another run's doing, who was at it until this moment.
-            self._token(dataset)
-            chain, outdated, pending = look()
-        chain = chain.under(self._token(dataset), self._run_id)
-        self._drop_dependents(chain, outdated)
+    def _run_chain(self, phase: ChainPhase, wanted: set[str], token: str) -> None:
+        dataset, source = phase.dataset, phase.source
+        rows = self._planned(phase, wanted)
+        if rows is None:
+            rows = source.make_plan(self._digest(source), token)
+        else:
+            keep_artifact(dataset, source.plan_name, token)
+        chain, pending = self._look(phase, rows, wanted)
+        chain = chain.under(token, self._run_id)
+        self._drop_dependents(chain, token)
         chain.describe()
         if not pending:
             return
@@ -160,20 +170,43 @@ class Runner:
             fuse = Fuse(settings.max_failure_rate, settings.fuse_after_rows)
             self.committed += drive(chain, pending, self._runner(), log, fuse, self._console)
 
-    def _plan(self, phase: ChainPhase, dataset: Dataset) -> tuple[str, list[int]]:
-        """Digest of the plan, and the rows of each shard; made and committed at the first call."""
-        source, current = phase.source, dataset.current(SAMPLES)
-        digest = source.plan_digest()
-        rows = source.plan(digest)
-        if rows is None:
-            if current is not None:
-                if phase.steps[0].work is source:
-                    made_by = phase.steps[0].made_by
-                    check_settings(dataset, current, made_by, self._options.replace)
-                if self._options.replace is Replace.NOTHING:
-                    raise SourceChangedError(source, dataset)
-            rows = source.make_plan(digest, self._token(dataset))
-        return digest, rows
+    def _planned(self, phase: ChainPhase, wanted: set[str]) -> list[int] | None:
+        """Rows of each shard by the committed plan; None when there is none for this source.
+
+        Raises SourceChangedError when what is there was made by another one.
+        """
+        if phase.packs is not None:
+            _need(phase.packs.dataset, phase.packs.artifact.name)
+            if "repack" in wanted:
+                self._need_complete(phase.packs)
+        source, dataset = phase.source, Dataset.create(phase.dataset.storage.url)
+        current, rows = dataset.current(SAMPLES), source.plan(self._digest(source))
+        if rows is None and current is not None:
+            if phase.steps[0].work is source:
+                made_by = phase.steps[0].made_by
+                check_settings(dataset, current, made_by, self._options.replace)
+            if self._options.replace is Replace.NOTHING:
+                raise SourceChangedError(source, dataset)
+        return rows
+
+    def _digest(self, source: Source) -> str:
+        """Of its plan; once a run, for it lists all files of the source."""
+        if source.name not in self._digests:
+            self._digests[source.name] = source.plan_digest()
+        return self._digests[source.name]
+
+    def _look(
+        self, phase: ChainPhase, rows: list[int], wanted: set[str]
+    ) -> tuple[Chain, dict[str, list[int]]]:
+        """The chain as things are now, and what is pending. Raises TableError."""
+        shards = list(range(len(rows)))
+        if self._options.limit is not None:
+            shards = _first_shards(rows, self._options.limit)
+        steps = [step for step in phase.steps if step.work.name in wanted]
+        digest = self._digest(phase.source)
+        chain = Chain.resolve(phase.dataset, steps, digest, self._options.redo)
+        chain.outdated(self._options.replace)
+        return chain, chain.pending(self._with_inputs(chain, shards))
 
     def _with_inputs(self, chain: Chain, shards: list[int]) -> list[int]:
         """Those of the shards that have every table the chain reads and does not write."""
@@ -186,37 +219,47 @@ class Runner:
             shards = [shard for shard in shards if shard in there]
         return shards
 
-    def _drop_dependents(self, chain: Chain, outdated: list[TableVersion]) -> None:
+    def _drop_dependents(self, chain: Chain, token: str) -> None:
         """Say what is made anew. Of another set of samples no table of the old one is left."""
+        outdated = chain.outdated(self._options.replace)
         for version in outdated:
             self._say(f"{chain.dataset.storage.url}: {version.name} is made anew")
         if SAMPLES in {version.name for version in outdated}:
             made = {version.name for version in chain.written}
             for table in chain.dataset.table_names():
                 if table not in made:
-                    chain.dataset.drop_table(table)
+                    chain.dataset.drop_table(table, token)
 
     # Global steps, sinks
 
-    def _run_global(self, phase: GlobalPhase) -> None:
+    def _is_due(self, phase: GlobalPhase) -> bool:
+        """Whether its artifact is to be made. Raises PipelineError when it may not be."""
         dataset, artifact = phase.dataset, phase.artifact
         state = self._state(phase)
         if state == "current":
-            return
+            return False
         if state == "changed" and self._options.replace is not Replace.CHANGED:
             raise PipelineError(
                 f"{dataset.storage.full(artifact.path)} was made with other settings. Restore "
                 "them, choose a new `run` folder, or run again with --overwrite."
             )
         if state == "stale" and self._options.replace is Replace.NOTHING and not phase.writes:
-            self._say(
+            self._warn(
                 f"{artifact.name} is stale: its input changed since. It is kept; --refresh makes "
                 "it anew."
             )
+            return False
+        return True
+
+    def _run_global(self, phase: GlobalPhase, token: str) -> None:
+        dataset, artifact = phase.dataset, phase.artifact
+        if not self._is_due(phase):
+            keep_artifact(dataset, artifact.name, token)
+            if phase.writes:
+                dataset.describe_table(dataset.version(phase.writes), token)
             return
         for table in artifact.reads:
             _need(dataset, table)
-        token = self._token(dataset)
         run_task = self._task()
         with (
             RunLog(dataset.storage, self._run_id) as log,
@@ -276,6 +319,12 @@ class Runner:
 
     def _say(self, text: str) -> None:
         self._console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+
+    def _warn(self, text: str) -> None:
+        """Once, however often we look."""
+        if text not in self._warned:
+            self._warned.add(text)
+            self._say(text)
 
     def _token(self, dataset: Dataset) -> str:
         url = dataset.storage.url

@@ -78,23 +78,23 @@ def _of_step(footers: Footers, phase: ChainPhase, step: Step, table: str) -> lis
     if current is None:
         return []
     changed = current.made_by.hash != step.made_by.hash
-    is_old = not changed and _expected(phase.dataset, step, current) != current.folder
+    is_old = not changed and _expected(phase.dataset, step, current) != current.digest
     return [_state(footers, table, is_old, changed)]
 
 
 def _expected(dataset: Dataset, step: Step, current: TableVersion) -> str | None:
-    """Folder of the version that a table would have if it were made now."""
+    """Digest of the version that a table would have if it were made now."""
     if isinstance(step.work, Repack):
         depends = {"plan": step.work.plan_digest()}
     elif isinstance(step.work, Source):  # to know its plan the source must be listed
-        return current.folder
+        return current.digest
     else:
         try:
             versions = {name: dataset.version(name) for name in step.inputs}
             depends = depends_on(dataset, step, versions)
         except (NoTableError, StaleTableError):
             return None
-    return TableVersion.of(current.name, step.made_by, depends).folder
+    return TableVersion.of(current.name, step.made_by, depends).digest
 
 
 def _of_global(footers: Footers, phase: GlobalPhase, table: str) -> list[TableState]:

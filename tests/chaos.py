@@ -279,7 +279,7 @@ def content_of(root: str) -> dict[str, bytes]:
     """Every file a reader could take: all of shards/, tables/ and artifacts/."""
     storage = Storage(root)
     names = [n for n in storage.files("") if n.startswith(("shards/", "tables/", "artifacts/"))]
-    return {name: seen_by_readers(name, storage.read(name)) for name in names}
+    return seen_by_readers({name: storage.read(name) for name in names})
 
 
 def run_seed(seed: int, folder: Path, expected: dict[str, bytes], shards: int = SHARDS) -> Seed:

@@ -135,8 +135,8 @@ def rewritten(
     name into the tables' descriptors: those count only when they say something else to readers."""
 
     def of(files: dict[str, tuple[int, bytes]], name: str) -> object:
-        if name.endswith("/table.json") and name in files:
-            return seen_by_readers(name, files[name][1])
+        if name.endswith(("/table.json", "/artifact.json")) and name in files:
+            return seen_by_readers({name: files[name][1]})
         return files.get(name)
 
     names = {n for n in before.keys() | after.keys() if of(before, n) != of(after, n)}
@@ -145,7 +145,7 @@ def rewritten(
 
 def changed(before: dict[str, tuple[int, bytes]], after: dict[str, tuple[int, bytes]]) -> set[str]:
     """Tables with a file that was written again, came or went; other files by their folder."""
-    version = re.compile(r"/(table\.json|v-[0-9a-f]{8}/.*)$")
+    version = re.compile(r"/(table\.json|artifact\.json|v-[0-9a-f]{8}[-/.].*)$")
     found = rewritten(before, after)
     return {version.sub("", n) if version.search(n) else "/".join(n.split("/")[:-1]) or n
             for n in found}  # fmt: skip

@@ -1,6 +1,7 @@
 """What a run does about settings, sources and inputs that changed under it."""
 
 import contextlib
+import re
 import shutil
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,9 @@ from PIL import Image
 
 from experts.tagging.efficientnet_lite2 import EfficientNetLite2Tagger
 from fusion_pipeline.config import ConfigError
+from fusion_pipeline.dataset import lease
 from fusion_pipeline.dataset.layout import Dataset
+from fusion_pipeline.dataset.storage import Storage
 from fusion_pipeline.dataset.tables import FingerprintMismatchError, StaleTableError
 from fusion_pipeline.errors import FusionError
 from fusion_pipeline.runner import PipelineError, Runner, SourceChangedError
@@ -140,15 +143,17 @@ def test_what_a_killed_run_made_of_another_source_never_passes_for_this_one(
         if is_over:
             break
         refresh()
-        assert without_old_plans(seen_in(pipeline), original) == original
+        assert without_strays(seen_in(pipeline), original) == original
         shutil.rmtree(photos.parent / "out")
         shutil.copytree(photos.parent / "kept", photos.parent / "out")
     assert crash_at > 40
 
 
-def without_old_plans(seen: dict[str, bytes], current: dict[str, bytes]) -> dict[str, bytes]:
-    """A plan replaced by a run that was killed right then lies about until the next is made."""
-    return {n: data for n, data in seen.items() if "_plan-" not in n or n in current}
+def without_strays(seen: dict[str, bytes], current: dict[str, bytes]) -> dict[str, bytes]:
+    """Without what nothing pointed to yet when the run that had written it was killed: `selection`
+    writes all its files first. They go when the table is next replaced."""
+    stray = re.compile(r"/tables/selection/v-")
+    return {n: data for n, data in seen.items() if not stray.search(n) or n in current}
 
 
 def test_limit_after_a_fuller_ingest(photos: Path) -> None:
@@ -162,7 +167,7 @@ def test_limit_after_a_fuller_ingest(photos: Path) -> None:
 def test_a_half_written_selection_is_not_packed(photos: Path) -> None:
     pipeline = job(photos)
     run(pipeline, until="selection")
-    pipeline.pool.storage.delete("artifacts/selection.parquet")  # killed before the end mark
+    pipeline.pool.storage.delete("artifacts/selection")  # killed before the end mark
     with pytest.raises(PipelineError, match="'selection' is not complete"):
         run(pipeline, only="repack")
     assert not pipeline.selected.shards()
@@ -192,7 +197,7 @@ def test_shards_of_an_old_plan_never_mix_with_new_settings(
             with contextlib.suppress(FusionError):  # refused, or it goes on from there
                 run(other, until="resolution")
         overwrite()
-        assert without_old_plans(seen_in(other), expected) == expected
+        assert without_strays(seen_in(other), expected) == expected
         shutil.rmtree(photos.parent / "out")
         shutil.copytree(photos.parent / "kept", photos.parent / "out")
     # At least: two plans; descriptors and old folders of three tables and the tars; three shards
@@ -227,3 +232,27 @@ def test_what_another_run_made_before_the_lease_was_ours_is_not_swept(
     with pytest.raises(FingerprintMismatchError, match="min_short_edge: 200 -> 256"):
         run(job(photos), until="resolution")
     assert job(photos).pool.shards_of("resolution") == {0, 1, 2, 3}
+
+
+def test_what_was_done_before_the_lease_was_ours_is_not_replaced_by_a_frozen_run(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stands still when it is about to replace a table; the next run has nothing to do for that
+    one, and goes on behind it."""
+    run(job(photos), until="embeddings")
+    expected = at_once(photos, until="clusters")
+    write = Storage.replace
+    about_to_write: list[str] = []
+
+    def replace(storage: Storage, path: str, data: bytes, version: str) -> bool:
+        if path == "tables/resolution/table.json" and not about_to_write:
+            about_to_write.append(path)
+            storage.delete(lease.LEASE)  # as if it had run out
+            run(job(photos), until="clusters")
+        return write(storage, path, data, version)
+
+    monkeypatch.setattr(Storage, "replace", replace)
+    with pytest.raises(lease.LeaseError):
+        run(job(photos, "filter.min_short_edge=200"), until="resolution", overwrite=True)
+    assert about_to_write
+    assert seen_in(job(photos)) == expected

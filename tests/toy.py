@@ -8,9 +8,10 @@ import hashlib
 import io
 import json
 import os
+import re
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +46,7 @@ class ToySource:
     resources: Resources = CPU_WORKER
     name = "toy-source"
     version = 1
+    plan_name = "toy_plan"
 
     def settings(self) -> dict[str, object]:
         return {"rows": ROWS}
@@ -176,16 +178,45 @@ def files_of(root: Path) -> dict[str, bytes]:
     """Everything a reader sees: shards, tables, artifacts. No logs, lease or temporary files, and
     of the tables' descriptors not which run wrote them last."""
     kept = ("shards/", "tables/", "artifacts/")
-    every = (p for p in root.rglob("*") if p.is_file())
-    named = {str(p.relative_to(root)): p for p in every}
-    return {n: seen_by_readers(n, p.read_bytes()) for n, p in sorted(named.items())
-            if n.startswith(kept)}  # fmt: skip
+    every = {str(p.relative_to(root)): p for p in sorted(root.rglob("*")) if p.is_file()}
+    return seen_by_readers({n: p.read_bytes() for n, p in every.items() if n.startswith(kept)})
 
 
-def seen_by_readers(name: str, data: bytes) -> bytes:
-    if not name.endswith("/table.json"):
+def seen_by_readers(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The files, without what tells how often a table was replaced and which run wrote last; of
+    each artifact the one that is pointed to."""
+    told = {name: _told(name, data) for name, data in files.items()}
+    there = {name: data for name, data in told.items() if data is not None}
+    for name in files:
+        if name.endswith("/artifact.json"):
+            for stray in there.keys() & _strays(name, files):
+                del there[stray]
+    seen = {_GENERATION.sub(r"\1", name): data for name, data in there.items()}
+    assert len(seen) == len(there), "two generations of one file"
+    return seen
+
+
+def _strays(pointer: str, files: Mapping[str, bytes]) -> set[str]:
+    said = json.loads(files[pointer])
+    number = f"-{said['generation']}" if said["generation"] else ""
+    folder = pointer.removesuffix("artifact.json")
+    current = f"{folder}v-{said['content']}{number}.parquet"
+    return {name for name in files if name.startswith(folder)} - {pointer, current}
+
+
+_GENERATION = re.compile(r"(/v-[0-9a-f]{8})-\d+(?=[/.])")
+
+
+def _told(name: str, data: bytes) -> bytes | None:
+    """What a file tells readers; None for the pointer of a table that was dropped."""
+    if not name.endswith(("/table.json", "/artifact.json")):
         return data
-    return json.dumps({k: v for k, v in json.loads(data).items() if k != "holder"}).encode()
+    content = json.loads(data)
+    if "folder" in content:
+        content["folder"] = content["folder"][: len("v-12345678")]
+    for about_run in ("holder", "generation"):
+        content.pop(about_run, None)
+    return None if "dropped" in content else json.dumps(content).encode()
 
 
 def main() -> None:

@@ -3,29 +3,31 @@
 shards/v-1a2b3c4d/00000/00000012.tar            original bytes, texts, origin (12 // 1000 = 0)
 tables/<name>/v-5e6f7081/00000/00000012.parquet
 tables/<name>/table.json                        the current version, and what it is made of
-artifacts/<name>                                centroids, plans
+artifacts/<name>/artifact.json                  the current file: centroids, a plan
+artifacts/<name>/v-9c0d1e2f.parquet
 runs/<run>/                                     logs, timings
 dataset.json  lease.json
 
 A version's folder is named by a hash of all that its files depend on as a whole: settings, models,
 plan, artifacts, upstream versions. So a worker of an older run can only write where nobody looks
-any more, and replacing a table is one write, of its table.json (docs/decisions/004).
+any more, and replacing a table is one write, of its table.json (docs/decisions/004). A folder that
+was replaced is never used again: what is made anew as it was then gets a number, v-5e6f7081-2.
 """
 
 import contextlib
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
 
 from fusion_pipeline.dataset import tables
 from fusion_pipeline.dataset.fingerprints import Fingerprint, canonical_json, short_hash
-from fusion_pipeline.dataset.lease import check_token
+from fusion_pipeline.dataset.lease import Rank, put_as_holder
 from fusion_pipeline.dataset.schemas import SAMPLES
 from fusion_pipeline.dataset.storage import Storage
 from fusion_pipeline.dataset.tars import Member, read_members
@@ -34,7 +36,8 @@ from fusion_pipeline.errors import FusionError
 FORMAT_VERSION = 2
 DESCRIPTOR = "dataset.json"
 _SHARDS_A_FOLDER = 1000
-_FOLDER = re.compile(r"v-[0-9a-f]{8}")
+_FOLDER = re.compile(r"v-([0-9a-f]{8})(?:-(\d+))?")
+"""Digest and generation; without a number it is the first."""
 _READERS = 16
 """Footers read at a time: an object store answers each in tens of milliseconds."""
 
@@ -49,8 +52,10 @@ class TableVersion:
 
     name: str
     made_by: Fingerprint
-    folder: str
-    """`v-` and eight hex digits."""
+    digest: str
+    """Eight hex digits, of all that it is made of."""
+    generation: int = 0
+    """How often the table was replaced before."""
 
     @classmethod
     def of(
@@ -58,7 +63,19 @@ class TableVersion:
     ) -> "TableVersion":
         """`depends`: the versions of what it is made from as a whole, such as the plan."""
         digest = short_hash(canonical_json([made_by.hash, dict(depends or {})]))
-        return cls(name, made_by, f"v-{digest[:8]}")
+        return cls(name, made_by, digest[:8])
+
+    @classmethod
+    def in_folder(cls, name: str, made_by: Fingerprint, folder: str) -> "TableVersion":
+        """Of a descriptor. Raises DatasetError."""
+        match = _FOLDER.fullmatch(folder)
+        if match is None:
+            raise DatasetError(f"{_descriptor(name)}: {folder!r} is no folder of a version")
+        return cls(name, made_by, match[1], int(match[2] or 0))
+
+    @property
+    def folder(self) -> str:
+        return f"v-{self.digest}-{self.generation}" if self.generation else f"v-{self.digest}"
 
     def path(self, shard: int) -> str:
         folder = f"{shard // _SHARDS_A_FOLDER:05d}"
@@ -136,7 +153,7 @@ class Dataset:
             for name in self.storage.folders(f"tables/{folder}"):
                 if not _FOLDER.fullmatch(name):
                     table = f"{folder}{name}"
-                    if self.storage.exists(_descriptor(table)):
+                    if self.current(table) is not None:
                         yield table
                     yield from below(f"{table}/")
 
@@ -144,16 +161,34 @@ class Dataset:
 
     def current(self, table: str) -> TableVersion | None:
         """The version that readers see; None when there is no such table. Raises DatasetError."""
+        version, is_dropped = self._described(table)
+        return None if is_dropped else version
+
+    def _described(self, table: str) -> tuple[TableVersion | None, bool]:
+        """The version that was described last, and whether that was to drop the table."""
         try:
             found = json.loads(self.storage.read(_descriptor(table)))
         except FileNotFoundError:
-            return None
+            return None, False
         if "folder" not in found:
             raise DatasetError(
                 f"{self.storage.full(_descriptor(table))} is of format version 1. Run `fusion "
                 f"migrate {self.storage.url}` once."
             )
-        return TableVersion(table, Fingerprint(found["fields"]), found["folder"])
+        version = TableVersion.in_folder(table, Fingerprint(found["fields"]), found["folder"])
+        return version, "dropped" in found
+
+    def next_version(
+        self, table: str, made_by: Fingerprint, depends: Mapping[str, str] | None = None
+    ) -> TableVersion:
+        """The version that a table made of this has: the current one, or one in a folder that was
+        never used. For a run that was frozen may still be removing those that were."""
+        version = TableVersion.of(table, made_by, depends)
+        last, _ = self._described(table)
+        if last is None:
+            return version
+        is_new = last.digest != version.digest
+        return replace(version, generation=last.generation + is_new)
 
     def version(self, table: str | TableVersion) -> TableVersion:
         """The current version of a table by name. Raises NoTableError when there is none."""
@@ -167,49 +202,39 @@ class Dataset:
     def describe_table(self, version: TableVersion, token: str) -> None:
         """Make this version the current one, as the holder of the lease; files of others go.
 
-        One write: readers see the old version or this one. It is written once a run even when
-        nothing changes, so that a frozen driver of an older run can't write over it later.
+        One write: readers see the old version or this one. Each run does it, even when nothing
+        changes (`put_as_holder`). Raises LeaseError.
+        """
+        self._describe(version, {}, token)
+        sweep(self.storage, self._folders(version.name), version.generation)
+
+    def drop_table(self, table: str, token: str) -> None:
+        """Remove a table; first of all from the sight of readers. Its descriptor stays, and says
+        so: what is gone could not keep an orphan from describing the table again.
+
         Raises LeaseError.
         """
+        last = self.current(table)
+        if last is not None:
+            none = replace(last, generation=last.generation + 1)
+            self._describe(none, {"dropped": True}, token)
+            sweep(self.storage, self._folders(table), none.generation)
+
+    def _describe(self, version: TableVersion, more: Mapping[str, bool], token: str) -> None:
         content = {
             "folder": version.folder,
             "fingerprint": version.made_by.hash,
             "fields": version.made_by.fields,
+            **more,
             "holder": token,
         }
-        path, data = _descriptor(version.name), json.dumps(content, indent=1).encode()
-        while True:  # ends: only an orphan's one late write can come between, or the lease is lost
-            mark = self.storage.version(path)  # before the token: what came later is noticed
-            check_token(self.storage, token)
-            if mark is not None and self.storage.read(path) == data:
-                break
-            if self.storage.replace(path, data, mark) if mark else self.storage.create(path, data):
-                break
-        others = self._others(version)  # before the token: not those that a later run makes
-        check_token(self.storage, token)
-        for folder in others:
-            # A frozen run that wakes up may remove it, too, or still write into it; what is left
-            # then goes with the next run.
-            with contextlib.suppress(OSError):
-                self.storage.delete(folder)
+        data = json.dumps(content, indent=1).encode()
+        put_as_holder(self.storage, _descriptor(version.name), data, token, _rank)
 
-    def _others(self, current: TableVersion) -> list[str]:
-        """Folders of other versions: nobody looks at them."""
-        places = [f"tables/{current.name}", *(["shards"] if current.name == SAMPLES else [])]
-        return [
-            f"{place}/{folder}"
-            for place in places
-            for folder in self.storage.folders(place)
-            if _FOLDER.fullmatch(folder) and folder != current.folder
-        ]
-
-    def drop_table(self, table: str) -> None:
-        """Remove a table; first of all from the sight of readers."""
-        old = self.current(table)
-        if old is None:
-            return
-        self.storage.delete(_descriptor(table))
-        self.storage.delete(f"tables/{table}/{old.folder}")
+    def _folders(self, table: str) -> list[str]:
+        """Among others those of all versions that there is something of."""
+        places = [f"tables/{table}", *(["shards"] if table == SAMPLES else [])]
+        return [f"{place}/{folder}" for place in places for folder in self.storage.folders(place)]
 
     def shards_of(self, table: str | TableVersion) -> set[int]:
         """Numbers of the shards for which a table is committed, by listing; none without it."""
@@ -289,6 +314,25 @@ class Dataset:
         """One image, by the `image_offset` and `image_bytes` of the samples table."""
         path = self.version(samples).tar_path(shard)
         return self.storage.read_range(path, offset, offset + size)
+
+
+def _rank(descriptor: bytes) -> Rank:
+    match = _FOLDER.fullmatch(json.loads(descriptor).get("folder", ""))
+    return (int(match[2] or 0), match[1]) if match else (-1, "")  # of format version 1
+
+
+def sweep(storage: Storage, paths: Sequence[str], generation: int) -> None:
+    """Remove those of the paths that are of an older generation.
+
+    Nobody looks at them, and no later run uses them again: so a run that was frozen in here may go
+    on whenever it wakes up.
+    """
+    for path in paths:
+        match = _FOLDER.fullmatch(PurePosixPath(path).stem)
+        if match and int(match[2] or 0) < generation:
+            # Removed by another run, too, or just written into by an orphan: it goes next time.
+            with contextlib.suppress(OSError):
+                storage.delete(path)
 
 
 def _descriptor(table: str) -> str:

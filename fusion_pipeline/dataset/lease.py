@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 
 import psutil
@@ -126,6 +126,34 @@ def check_token(storage: Storage, token: str) -> None:
     if held is None or held.token != token:
         by = f"run {held.run} on {held.host}" if held else "nobody"
         raise LeaseError(f"{storage.url} is no longer held by this run (now: {by}); not committing")
+
+
+Rank = tuple[int, str]
+"""Generation, and what is pointed to. Of one generation there is one pointer only."""
+
+
+def put_as_holder(
+    storage: Storage, path: str, data: bytes, token: str, rank: Callable[[bytes], Rank]
+) -> None:
+    """Write a pointer, of which there is one a name: what a table's or artifact's files are.
+
+    It carries the token, so that each run changes it, and no run that was frozen in here can write
+    it later. `rank` reads a pointer; none is replaced by one of an older generation. Raises
+    LeaseError.
+    """
+    while True:  # ends: only an orphan's one late write can come between, or the lease is lost
+        mark = storage.version(path)  # before the token: what came later is noticed
+        check_token(storage, token)
+        found = storage.read(path) if mark is not None else None
+        if found == data:
+            return
+        if found is not None and not (rank(found) == rank(data) or rank(found)[0] < rank(data)[0]):
+            raise LeaseError(
+                f"{storage.full(path)} was written just now by a run that had lost the dataset to "
+                "this one. Run again."
+            )
+        if storage.replace(path, data, mark) if mark else storage.create(path, data):
+            return
 
 
 @contextlib.contextmanager

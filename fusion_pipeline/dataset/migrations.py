@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fusion_pipeline.dataset import tables
-from fusion_pipeline.dataset.artifacts import put_held, write_plan
+from fusion_pipeline.dataset.artifacts import lift_artifact, write_plan
 from fusion_pipeline.dataset.fingerprints import Fingerprint, canonical_json, short_hash
 from fusion_pipeline.dataset.layout import (
     DESCRIPTOR,
@@ -25,7 +25,7 @@ from fusion_pipeline.dataset.layout import (
     DatasetError,
     TableVersion,
 )
-from fusion_pipeline.dataset.lease import check_token, hold_lease
+from fusion_pipeline.dataset.lease import Rank, check_token, hold_lease, put_as_holder
 from fusion_pipeline.dataset.schemas import SAMPLES, SOURCES
 from fusion_pipeline.dataset.storage import TEMPORARY
 
@@ -56,28 +56,39 @@ def migrate(root: str) -> int:
         for version in range(found, FORMAT_VERSION):
             MIGRATIONS[version](dataset, token)
             content = json.dumps({"format_version": version + 1}).encode()
-            put_held(dataset.storage, DESCRIPTOR, content, token)
+            put_as_holder(dataset.storage, DESCRIPTOR, content, token, _rank)
     return found
+
+
+def _rank(descriptor: bytes) -> Rank:
+    return json.loads(descriptor)["format_version"], ""
 
 
 def _into_version_folders(dataset: Dataset, token: str) -> None:
     """1 -> 2: a table's files move into a folder named by all that they are made from as a whole,
-    plans get the name of what they are made from, and run logs their segments."""
+    artifacts beside a pointer, and run logs get their segments."""
     storage = dataset.storage
     plan = _plan_of_1(dataset)
     if plan is not None:
         write_plan(dataset, plan.name, plan.digest, plan.table, token)
     versions = _Versions(dataset, plan.digest if plan is not None else "")
-    for name in dataset.table_names():
+    descriptors = [re.fullmatch(r"tables/(.*)/table\.json", p) for p in storage.files("tables")]
+    names = [match[1] for match in descriptors if match]
+    for name in names:
         version = versions.of(name)
         check_token(storage, token)
         _move(dataset, f"tables/{name}", version.folder, "parquet")
         if name == SAMPLES:
             _move(dataset, "shards", version.folder, "tar")
-    for name in dataset.table_names():
+    for name in names:
         dataset.describe_table(versions.of(name), token)
-    for path in [*storage.files("artifacts"), *storage.files("leases"), *storage.files(TEMPORARY)]:
-        if re.fullmatch(r"artifacts/\w+_plan\.parquet|leases/.*|\.tmp/[0-9a-f]{32}", path):
+    for path in storage.files("artifacts"):
+        if match := re.fullmatch(r"artifacts/(\w+)\.parquet", path):
+            if not match[1].endswith("_plan"):
+                lift_artifact(dataset, match[1], storage.read(path), token)
+            storage.delete(path)
+    for path in [*storage.files("leases"), *storage.files(TEMPORARY)]:
+        if re.fullmatch(r"leases/.*|\.tmp/[0-9a-f]{32}", path):
             storage.delete(path)
     for path in storage.files("runs"):
         if match := re.fullmatch(r"runs/([^/]+)/shards\.jsonl", path):
@@ -140,7 +151,7 @@ class _Versions:
             assert found is not None
             made_by = Fingerprint(found["fields"])
             if "folder" in found:  # lifted before the crash
-                self._known[table] = TableVersion(table, made_by, found["folder"])
+                self._known[table] = TableVersion.in_folder(table, made_by, found["folder"])
             else:
                 depends = self._depends(table, made_by.fields["upstream"])
                 self._known[table] = TableVersion.of(table, made_by, depends)
@@ -157,7 +168,7 @@ class _Versions:
 
     def _version_or_digest(self, name: str) -> str:
         if _described(self.dataset, name) is not None:
-            return self.of(name).folder
+            return self.of(name).digest
         artifact = self._footer(name)
         return artifact.digest if artifact is not None else ""
 

@@ -95,7 +95,7 @@ class Chain:
         found = []
         for version in self.written:
             current = self.dataset.current(version.name)
-            if current is None or current.folder == version.folder:
+            if current is None or current.digest == version.digest:
                 continue
             check_settings(self.dataset, current, version.made_by, allowed)
             if current.made_by.hash == version.made_by.hash and allowed is Replace.NOTHING:
@@ -193,8 +193,8 @@ def resolve(dataset: Dataset, steps: Sequence[Step], plan: str) -> dict[str, Tab
         depends = depends_on(dataset, step, versions)
         if isinstance(step.work, Source):
             depends["plan"] = plan
-            versions[SOURCES] = TableVersion.of(SOURCES, step.made_by, depends)
-        versions[step.table] = TableVersion.of(step.table, step.made_by, depends)
+            versions[SOURCES] = dataset.next_version(SOURCES, step.made_by, depends)
+        versions[step.table] = dataset.next_version(step.table, step.made_by, depends)
     return versions
 
 
@@ -206,7 +206,7 @@ def depends_on(
     Raises NoTableError, and StaleTableError when an artifact is of other settings: written by a
     run that was frozen, after we looked.
     """
-    depends = {name: versions[name].folder for name in step.inputs}
+    depends = {name: versions[name].digest for name in step.inputs}
     made_by = step.made_by.fields["upstream"] if step.artifacts else {}
     return depends | {n: artifact_digest(dataset, n, made_by[n]) for n in step.artifacts}
 
@@ -294,7 +294,8 @@ class ChainRunner:
         """Raises StaleTableError when the worker may have read others than the version says."""
         dataset, versions = self.chain.dataset, self.chain.place.versions
         depends = depends_on(dataset, step, versions)
-        if TableVersion.of(step.table, step.made_by, depends) != versions[step.table]:
+        made_now = TableVersion.of(step.table, step.made_by, depends)
+        if made_now.digest != versions[step.table].digest:
             raise StaleTableError(dataset.storage.full(f"tables/{step.table}"))
 
 

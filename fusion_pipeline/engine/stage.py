@@ -174,6 +174,11 @@ class Source(Protocol):
     @property
     def resources(self) -> Resources: ...
 
+    @property
+    def plan_name(self) -> str:
+        """The artifact that its plan is."""
+        ...
+
     def settings(self) -> Mapping[str, Any]: ...
 
     def plan_digest(self) -> str:
@@ -186,7 +191,7 @@ class Source(Protocol):
 
     def make_plan(self, digest: str, token: str) -> list[int]:
         """Make the plan and commit it, as the holder of the lease. The same digest makes the same
-        plan, and each has its own file: a worker of an older run keeps to the older plan."""
+        plan."""
         ...
 
     def open_source(self, digest: str) -> ShardMaker:

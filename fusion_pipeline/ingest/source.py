@@ -44,6 +44,7 @@ class Ingest:
 
     name = "ingest"
     version = 1
+    plan_name = PLAN
 
     def settings(self) -> Mapping[str, Any]:
         return {

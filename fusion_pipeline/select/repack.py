@@ -40,6 +40,7 @@ class Repack:
 
     name = "repack"
     version = 1
+    plan_name = PLAN
 
     def settings(self) -> Mapping[str, Any]:
         return {"shard_size": self.shard_size}

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from fusion_pipeline.dataset.artifacts import Artifact, write_artifact
 from fusion_pipeline.dataset.images import RGB, DecodeError, decode
-from fusion_pipeline.dataset.layout import Dataset, TableVersion
+from fusion_pipeline.dataset.layout import Dataset
 from fusion_pipeline.dataset.rows import NotOk, Ok, Outcome, build_table
 from fusion_pipeline.dataset.schemas import UPSTREAM
 from fusion_pipeline.engine.shard import Place, commit
@@ -93,7 +93,7 @@ class Selection:
         by_shard: dict[int, dict[int, Outcome]] = defaultdict(dict)
         for i, outcome in enumerate(outcomes):
             by_shard[rows.shard[i]][rows.row[i]] = outcome
-        version = TableVersion.of(SELECTION, artifact.made_by, inputs)
+        version = dataset.next_version(SELECTION, artifact.made_by, inputs)
         place = Place(dataset, {SELECTION: version}, token)
         read = {name: dataset.footers(name) for name in self.reads}
         for shard in read["clusters"]:

@@ -1,16 +1,19 @@
 """Versions of a table: readers see one of them, whole; what nobody sees is removed."""
 
+import contextlib
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from fusion_pipeline.dataset import layout
+from fusion_pipeline.dataset import layout, lease
 from fusion_pipeline.dataset.fingerprints import Fingerprint
 from fusion_pipeline.dataset.layout import Dataset, DatasetError, TableVersion
-from fusion_pipeline.dataset.lease import LEASE, LeaseError, check_token, hold_lease
+from fusion_pipeline.dataset.lease import LEASE, LeaseError, hold_lease
 from fusion_pipeline.dataset.storage import Storage
 from fusion_pipeline.dataset.tables import encode_table
 
@@ -18,7 +21,8 @@ SHARDS = range(4)
 
 
 def version_of(number: int, name: str = "t") -> TableVersion:
-    return TableVersion.of(name, Fingerprint({"number": number}))
+    """Each replaces the one before."""
+    return replace(TableVersion.of(name, Fingerprint({"number": number})), generation=number)
 
 
 def put_files(dataset: Dataset, version: TableVersion) -> None:
@@ -75,36 +79,49 @@ def test_describing_is_one_switch(dataset_root: str) -> None:
     assert folders == [version_of(rounds - 1).folder]  # nothing is left of the others
 
 
-@pytest.mark.parametrize("asked", [1, 2], ids=["before it writes", "before it removes the older"])
+@pytest.mark.parametrize("function", ["check_token", "sweep"])
 def test_a_frozen_driver_replaces_nothing_of_a_later_run(
-    asked: int, dataset_root: str, monkeypatch: pytest.MonkeyPatch
+    function: str, dataset_root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It stands still when it has just been told that it holds the lease; a later run describes
-    and fills a version of its own."""
-    dataset, old, mine, later = Dataset.create(dataset_root), *map(version_of, range(3))
-    put_files(dataset, old)
-    left = asked
+    """It stands still when it has just been told that it holds the lease, or before it removes what
+    it replaced; a later run goes back to that, and fills it."""
+    dataset, (old, mine) = Dataset.create(dataset_root), map(version_of, range(2))
+    later: list[TableVersion] = []
 
-    def frozen(storage: Storage, token: str) -> None:
-        nonlocal left
-        check_token(storage, token)
-        left -= 1
-        if left == 0:
-            storage.delete(LEASE)  # as if it had run out
-            with hold_lease(storage, "later") as new:
-                dataset.describe_table(later, new)
-                put_files(dataset, later)
+    def frozen(storage: Storage, *arguments: Any) -> None:
+        storage.delete(LEASE)  # as if it had run out
+        with monkeypatch.context() as awake, hold_lease(storage, "later") as new:
+            awake.setattr(module, function, original)
+            later.append(dataset.next_version("t", old.made_by))
+            dataset.describe_table(later[0], new)
+            put_files(dataset, later[0])
+        original(storage, *arguments)
 
     with hold_lease(dataset.storage, "early") as token:
         dataset.describe_table(old, token)
-        monkeypatch.setattr(layout, "check_token", frozen)
-        if asked == 1:
-            with pytest.raises(LeaseError, match="now: nobody"):
-                dataset.describe_table(mine, token)
-        else:
+        put_files(dataset, old)
+        module = {"check_token": lease, "sweep": layout}[function]
+        original = getattr(module, function)
+        monkeypatch.setattr(module, function, frozen)
+        with contextlib.suppress(LeaseError):
             dataset.describe_table(mine, token)
-    assert dataset.current("t") == later
-    assert read(dataset, later) == [(2, shard) for shard in SHARDS]
+    assert dataset.current("t") == later[0]
+    assert read(dataset, later[0]) == [(0, shard) for shard in SHARDS]
+
+
+def test_a_folder_is_used_once(tmp_path: Path) -> None:
+    """For a run that was frozen may still be about to remove it."""
+    dataset, made = Dataset.create(tmp_path), [Fingerprint({"number": n}) for n in range(2)]
+    with hold_lease(dataset.storage, "test") as token:
+        folders = []
+        for made_by in (made[0], made[1], made[1], made[0]):
+            version = dataset.next_version("t", made_by)
+            dataset.describe_table(version, token)
+            folders.append(version.folder)
+        dataset.drop_table("t", token)
+        folders.append(dataset.next_version("t", made[0]).folder)
+    first, second = (TableVersion.of("t", made_by).folder for made_by in made)
+    assert folders == [first, f"{second}-1", f"{second}-1", f"{first}-2", f"{first}-3"]
 
 
 def test_only_the_holder_describes(tmp_path: Path) -> None:
@@ -143,12 +160,14 @@ def test_a_dropped_table_is_gone(tmp_path: Path) -> None:
         for name in ("t", "t/nested"):
             put_files(dataset, version_of(0, name))
             dataset.describe_table(version_of(0, name), token)
-    assert dataset.table_names() == ["t", "t/nested"]
-    dataset.drop_table("t")
-    dataset.drop_table("t")
+        assert dataset.table_names() == ["t", "t/nested"]
+        dataset.drop_table("t", token)
+        dataset.drop_table("t", token)
+        dataset.drop_table("never", token)
     assert dataset.table_names() == ["t/nested"]
     assert dataset.current("t") is None
     assert dataset.shards_of("t") == set()
+    assert dataset.storage.folders("tables/t") == ["nested"]
     assert dataset.footers("t") == {}
     assert list(dataset.iterate("t")) == []
     assert list(dataset.footers("t/nested")) == list(SHARDS)

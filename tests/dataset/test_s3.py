@@ -30,7 +30,7 @@ def test_the_same_bytes_as_on_a_disk(bucket: str, tmp_path: Path) -> None:
     expected = files_of(tmp_path / "local")
     storage = Storage(root)
     read = {name: storage.read(name) for name in storage.files("") if name in expected}
-    assert {name: seen_by_readers(name, data) for name, data in read.items()} == expected
+    assert seen_by_readers(read) == expected
     assert set(storage.files("")) - set(expected) == {"dataset.json", LEASE}
     assert read_lease(storage) is None  # it was given back
     assert run_toy(root, range(3), toy_steps()) == []

@@ -37,7 +37,7 @@ def put_back_dataset(dataset: Dataset, plan: dict[str, str]) -> None:
         name = str(path.relative_to(root))
         if name.startswith(".tmp/") or name == "lease.json":
             path.unlink()
-        elif match := re.fullmatch(r"(.*)/v-[0-9a-f]{8}(/\d{5}/\d{8}\.(parquet|tar))", name):
+        elif match := re.fullmatch(r"(.*)/v-[-0-9a-f]+(/\d{5}/\d{8}\.(parquet|tar))", name):
             to = root / (match[1] + match[2])
             to.parent.mkdir(exist_ok=True)
             path.rename(to)
@@ -45,11 +45,15 @@ def put_back_dataset(dataset: Dataset, plan: dict[str, str]) -> None:
             found = json.loads(path.read_text())
             old = {"fingerprint": found["fingerprint"], "fields": found["fields"]}
             path.write_text(json.dumps(old, indent=1))
-        elif match := re.fullmatch(r"artifacts/(\w+_plan)-[0-9a-f]{8}\.parquet", name):
+        elif name.endswith("/artifact.json"):
+            path.unlink()
+        elif match := re.fullmatch(r"artifacts/(\w+_plan)/.*", name):
             sink = io.BytesIO()
             pq.write_table(pq.read_table(path).replace_schema_metadata(plan), sink)
             (root / f"artifacts/{match[1]}.parquet").write_bytes(sink.getvalue())
             path.unlink()
+        elif match := re.fullmatch(r"artifacts/(\w+)/.*", name):
+            path.rename(root / f"artifacts/{match[1]}.parquet")
         elif match := re.fullmatch(r"runs/([^/]+)/shards-00000\.jsonl", name):
             lines = [json.loads(line) for line in path.read_text().splitlines()]
             for line in lines:
@@ -57,8 +61,9 @@ def put_back_dataset(dataset: Dataset, plan: dict[str, str]) -> None:
             text = "".join(json.dumps(line) + "\n" for line in lines)
             (root / f"runs/{match[1]}/shards.jsonl").write_text(text)
             path.unlink()
-    for folder in [path for path in root.rglob("v-????????") if path.is_dir()]:
-        shutil.rmtree(folder)  # empty now
+    for folder in [*root.rglob("v-*"), *root.glob("artifacts/*")]:
+        if folder.is_dir():
+            shutil.rmtree(folder)  # empty now
     (root / "leases").mkdir(exist_ok=True)
     (root / "leases" / "0123456789abcdef.ended").touch()
     (root / ".tmp").mkdir(exist_ok=True)

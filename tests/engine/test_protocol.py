@@ -4,17 +4,18 @@ wake up again, no reader sees a half or mixed table, and an undisturbed run mend
 The runs are the real code; `tests/model_store.py` decides which of them takes the next step.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
-import re
+import sys
 from collections import Counter
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from functools import cache, partial
+from functools import cache
 from types import ModuleType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pytest
@@ -26,13 +27,14 @@ from fusion_pipeline.dataset.artifacts import (
     Artifact,
     artifact_state,
     inputs_of,
+    keep_artifact,
     read_artifact,
     write_artifact,
 )
 from fusion_pipeline.dataset.fingerprints import Fingerprint, fingerprint
 from fusion_pipeline.dataset.images import inspect
 from fusion_pipeline.dataset.layout import Dataset, TableVersion
-from fusion_pipeline.dataset.lease import LEASE, LeaseError, check_token, hold_lease
+from fusion_pipeline.dataset.lease import LEASE, LeaseError, as_holder, check_token, hold_lease
 from fusion_pipeline.dataset.rows import NotOk, Ok, build_table
 from fusion_pipeline.dataset.samples import Sample, pack_samples, sample_key
 from fusion_pipeline.dataset.schemas import SAMPLES, SOURCES_SCHEMA
@@ -189,7 +191,10 @@ class Run:
         if self.is_orphan:
             self.go(dataset, lease._acquire(dataset.storage, name).token)
         else:
-            with hold_lease(dataset.storage, name) as token:
+            with (
+                hold_lease(dataset.storage, name) as token,
+                as_holder(dataset.storage, token),  # as `runner` does it
+            ):
                 self.go(dataset, token)
 
     def go(self, dataset: Dataset, token: str) -> None:
@@ -198,7 +203,11 @@ class Run:
 
     def run_chain(self, dataset: Dataset, token: str, steps: Sequence[Step]) -> None:
         chain = Chain.resolve(dataset, steps, self.plan, self.redo).under(token)
-        chain.outdated(self.allowed)
+        if SAMPLES in {version.name for version in chain.outdated(self.allowed)}:
+            made = {version.name for version in chain.written}
+            for table in dataset.table_names():  # as `runner` does it
+                if table not in made:
+                    dataset.drop_table(table, token)
         chain.describe()
         pending = chain.pending(range(self.shards))
         runner = ChainRunner(chain.reduced(pending))
@@ -214,21 +223,28 @@ class Run:
 class Centering(Run):
     """Makes an artifact from table `a`, and table `k` from both."""
 
+    @property
+    def artifact(self) -> Artifact:
+        a = chain_of(0, False)[1].made_by
+        made_by = fingerprint("centers", 1, {"setting": self.setting}, {"a": a})
+        return Artifact("centers", made_by, ("a",))
+
     def go(self, dataset: Dataset, token: str) -> None:
         samples, a, _ = chain_of(0, False)
-        made_by = fingerprint("centers", 1, {"setting": self.setting}, {"a": a.made_by})
-        artifact = Artifact("centers", made_by, ("a",))
+        artifact = self.artifact
         state = artifact_state(dataset, artifact)
         if state == "changed" and self.allowed is not Replace.CHANGED:
-            raise FingerprintMismatchError(artifact.path, {}, made_by.fields)
-        if state != "current":
+            raise FingerprintMismatchError(artifact.path, {}, artifact.made_by.fields)
+        if state == "current":
+            keep_artifact(dataset, artifact.name, token)
+        else:
             inputs = inputs_of(dataset, artifact.reads)
             values = [value for _, a in dataset.iterate("a") for value in a["value"].to_pylist()]
             centers = pa.table({"center": [f"{self.setting}: {value}" for value in values]})
             write_artifact(dataset, artifact, inputs, centers, token)
         reads = {SAMPLES: samples.made_by, "a": a.made_by}
         stage = CenterStage(dataset=dataset)
-        made = fingerprint(stage.name, 1, {}, {**reads, "centers": made_by})
+        made = fingerprint(stage.name, 1, {}, {**reads, "centers": artifact.made_by})
         self.run_chain(dataset, token, [Step(stage, made, reads, ("centers",))])
 
 
@@ -259,7 +275,7 @@ class Beating(Run):
 # What readers see
 
 
-def seen(bucket: Bucket, without_tar: Container[str] = ()) -> dict[str, bytes]:
+def seen(bucket: Bucket) -> dict[str, bytes]:
     """The current version of each table, and artifacts: read as readers do it. Raises what they
     would meet."""
     files: dict[str, bytes] = {}
@@ -271,21 +287,27 @@ def seen(bucket: Bucket, without_tar: Container[str] = ()) -> dict[str, bytes]:
             for shard in dataset.shards_of(version):
                 dataset.read_table(version, shard)
                 paths.append(version.path(shard))
-                if table == SAMPLES and version.path(shard) not in without_tar:
+                if table == SAMPLES:
                     paths.append(version.tar_path(shard))
             files |= {path: dataset.storage.read(path) for path in paths}
-        files |= {path: dataset.storage.read(path) for path in dataset.storage.files("artifacts")}
-    return {path: seen_by_readers(path, data) for path, data in files.items()}
+        if artifact_state(dataset, CENTERS.artifact) != "missing":
+            read_artifact(dataset, "centers")
+            pointer = "artifacts/centers/artifact.json"
+            said = json.loads(dataset.storage.read(pointer))
+            number = f"-{said['generation']}" if said["generation"] else ""
+            path = f"artifacts/centers/v-{said['content']}{number}.parquet"
+            files |= {name: dataset.storage.read(name) for name in (pointer, path)}
+    return seen_by_readers(files)
 
 
 @cache
-def observe(bucket: Bucket, without_tar: frozenset[str] = frozenset()) -> dict[str, bytes]:
+def observe(bucket: Bucket) -> dict[str, bytes]:
     """`seen`, after a look whether each file is what some undisturbed run writes there.
 
     Bytes say all: the rows and their order, the fingerprint, the digests of its inputs.
     """
     try:
-        found = seen(bucket, without_tar)
+        found = seen(bucket)
     except FileNotFoundError as error:
         raise AssertionError(f"{error} is missing") from error
     for path, data in found.items():
@@ -303,9 +325,9 @@ def written_undisturbed() -> dict[str, set[bytes]]:
     buckets += [undisturbed(Centering(setting, shards=1), whole()) for setting in (0, 5)]
     found: dict[str, set[bytes]] = {}
     for bucket in buckets:
-        for path, data in bucket.files.items():
-            name = path.removeprefix(at(""))
-            found.setdefault(name, set()).add(seen_by_readers(name, data))
+        files = {path.removeprefix(at("")): data for path, data in bucket.files.items()}
+        for path, data in seen_by_readers(files).items():
+            found.setdefault(path, set()).add(data)
     return found
 
 
@@ -381,76 +403,6 @@ def has_looked_at_lease(moment: Moment) -> bool:
     return False
 
 
-# What the protocol leaves open
-
-
-def removes_what_was_brought_back(moment: Moment, bucket: Bucket) -> bool:
-    """A run listed the folders of versions older than its own, looked at its token, and was
-    frozen; meanwhile another run brought one of those versions back. The frozen one would remove
-    it: deleting knows no condition. The next run makes it again.
-
-    Raises AssertionError for any other removal of what readers see.
-    """
-    request = moment.request
-    if request is None or request.verb != "delete":
-        return False
-    match = re.fullmatch(r"(.*)/(v-[0-9a-f]+)/.*", request.path)
-    assert match is not None, request
-    place, folder = match[1], match[2]
-    table = SAMPLES if place == at("shards") else place.removeprefix(at("tables/"))
-    if json.loads(bucket.files[at(f"tables/{table}/table.json")])["folder"] != folder:
-        return False
-    assert was_listed_as_holder(moment, place, folder), f"{request}: readers see it"
-    return True
-
-
-def was_listed_as_holder(moment: Moment, place: str, folder: str) -> bool:
-    is_holder = False
-    for request, answer in moment.answers():
-        is_holder = is_holder or is_own_lease(moment, request, answer)
-        if request == Request("folders", place):
-            return is_holder and folder in answer
-    return False
-
-
-def leaves_without_tar(moment: Moment, bucket: Bucket) -> frozenset[str]:
-    """The path, if any, of a `samples` table that this step leaves without its tar.
-
-    A run was frozen before it wrote that table, and meanwhile another one removed the rest of its
-    version, or is about to. Readers see it when that version is brought back, until the run that
-    does so has packed the shard again.
-    """
-    request = moment.request
-    assert request is not None
-    match = re.fullmatch(
-        at(r"(shards|tables/samples)/(v-\w+)/(\d+/\d+)\.(tar|parquet)"), request.path
-    )
-    if match is None:
-        return frozenset()
-    tar = at(f"shards/{match[2]}/{match[3]}.tar")
-    table = f"tables/samples/{match[2]}/{match[3]}.parquet"
-    if request.verb == "put":
-        put = any(done.verb == "put" and done.path == tar for done, _ in moment.answers())
-        is_left = request.path == at(table) and tar not in bucket.files and put
-    else:
-        listing = Request("list", at(f"tables/samples/{match[2]}"))
-        listed = next((answer for done, answer in moment.answers() if done == listing), ())
-        is_late = at(table) not in [path for path, *_ in listed]
-        is_left = request.path == tar and at(table) in bucket.files and is_late
-    return frozenset([table] if is_left else [])
-
-
-def writes_artifact_late(moment: Moment, bucket: Bucket) -> bool:
-    """A run was frozen right before it wrote an artifact; the ones after it found the old one to
-    be what they want, and wrote none. When it wakes up, its write replaces what it replaces. Tables
-    made from the old one keep their version; a run that wants the old one makes it again."""
-    request = moment.request
-    if request is None or request.verb != "put" or not request.path.startswith(at("artifacts/")):
-        return False
-    is_late = not holds_lease(moment, bucket) and bucket.after(request)[0] == "done"
-    return is_late and request.if_match is not None
-
-
 # Every order of a few runs
 
 
@@ -485,7 +437,11 @@ class Explorer:
         self.names = {f"run {number}": run for number, run in enumerate(self.runs)}
         self._final = self.last.program("final")
         self._finished: dict[Bucket, Bucket] = {}
-        self._constant = {p for p in self.base.files if "/samples/" in p or p.endswith(".tar")}
+        self._constant = {
+            path
+            for path in self.base.files
+            if ("/samples/" in path or path.endswith(".tar")) and SAMPLES not in self.last.steps
+        }
         """That nobody writes: when it is read makes no difference."""
 
     def schedules(self) -> int:
@@ -520,7 +476,7 @@ class Explorer:
             bucket = self._finish(state.bucket)
             yield "the last run", replace(state, bucket=bucket, moments=left, is_over=True)
         for number, moment in enumerate(state.moments):
-            if moment.request is None or self._is_left_open(moment, state):
+            if moment.request is None:
                 continue
             look_at_write(moment, state.bucket)
             answer, bucket = state.bucket.after(moment.request)
@@ -529,11 +485,6 @@ class Explorer:
             if moment.request.verb == "put" and answer == "done" and state.lost:
                 after = self._moved(state, number, LOST, bucket)
                 yield f"{label}, answer lost", replace(after, lost=state.lost - 1)
-
-    def _is_left_open(self, moment: Moment, state: State) -> bool:
-        return removes_what_was_brought_back(moment, state.bucket) or (
-            state.is_over and writes_artifact_late(moment, state.bucket)
-        )
 
     def _look(self, state: State) -> None:
         found = observe(state.bucket)
@@ -597,6 +548,8 @@ def look_at_end(run: Run, moment: Moment, is_quiet: bool) -> None:
 A = Run(shards=1, steps=("a",))
 OTHER_A = replace(A, setting=5, allowed=Replace.CHANGED)
 SICK_A = replace(A, is_sick=True)
+ALL_ANEW = Run(plan="2", shards=1, allowed=Replace.CHANGED)
+OTHER_SAMPLES = replace(ALL_ANEW, steps=(SAMPLES,))
 LAST_A = replace(A, allowed=Replace.CHANGED)
 RETRY_A = replace(A, redo=Redo.FAILED)
 SICK_RETRY_A = replace(RETRY_A, is_sick=True)
@@ -647,6 +600,7 @@ class Orders:
 FROZEN = {
     "the same settings": Orders(packed, [A, A], OTHER_A, 0, 40_000),
     "other settings": Orders(packed, [A, OTHER_A], LAST_A, 0, 35_000),
+    "a table that is there": Orders(whole, [A, OTHER_A], LAST_A, 0, 35_000),
     "one sees sick rows": Orders(packed, [SICK_A, RETRY_A], RETRY_A, 0, 50_000),
     "two retries": Orders(ill, [SICK_RETRY_A, RETRY_A], RETRY_A, 0, 60_000),
     "an artifact": Orders(centered, [CENTERS, OTHER_CENTERS], LAST_CENTERS, 0, 60_000),
@@ -659,6 +613,19 @@ def test_every_order_of_runs_that_freeze_and_wake(name: str) -> None:
     explorer = FROZEN[name].explorer()
     assert explorer.schedules() > 100_000_000
     assert explorer.states > FROZEN[name].states
+
+
+GOING = {
+    "one drops it late": Orders(whole, [OTHER_SAMPLES], ALL_ANEW, 0, 100),
+    "one describes it late": Orders(whole, [OTHER_A], OTHER_SAMPLES, 0, 100),
+}
+
+
+@pytest.mark.parametrize("name", GOING)
+def test_a_table_goes_with_its_samples(name: str) -> None:
+    explorer = GOING[name].explorer()
+    assert explorer.schedules() > 20
+    assert explorer.states > GOING[name].states
 
 
 ALIVE = {
@@ -725,18 +692,44 @@ def tar_last(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Storage, "create", create_first)
 
 
-def others_listed_late(patch: pytest.MonkeyPatch) -> None:
-    """Folders of other versions are listed when the lease may already be lost."""
+def folders_used_twice(patch: pytest.MonkeyPatch) -> None:
+    """What is made again as it was lies where it was; so all that is not current is removed."""
 
-    class Late(list[str]):
-        def __init__(self, dataset: Dataset, version: TableVersion) -> None:
-            self._list = lambda: listed(dataset, version)
+    def made_of(_: Dataset, *of: Any) -> TableVersion:
+        return TableVersion.of(*of)
 
-        def __iter__(self) -> Iterator[str]:
-            return iter(self._list())
+    def describe(dataset: Dataset, version: TableVersion, token: str) -> None:
+        describe_only(dataset, version, token)
+        for folder in dataset._folders(version.name):
+            if not folder.endswith(version.folder):
+                with contextlib.suppress(OSError):
+                    dataset.storage.delete(folder)
 
-    listed = Dataset._others
-    patch.setattr(Dataset, "_others", lambda dataset, version: Late(dataset, version))
+    describe_only = Dataset.describe_table
+    ranks_ignored(patch)
+    patch.setattr(Dataset, "next_version", made_of)
+    patch.setattr(Dataset, "describe_table", describe)
+
+
+def ranks_ignored(patch: pytest.MonkeyPatch) -> None:
+    """A pointer is written over whatever is there."""
+    for module in (layout, artifacts):
+        patch.setattr(module, "_rank", lambda _: (0, ""))
+
+
+def dropped_in_any_case(patch: pytest.MonkeyPatch) -> None:
+    """The descriptor of a table that goes is removed: nothing is left to compare with."""
+
+    def drop(dataset: Dataset, table: str, token: str) -> None:
+        check_token(dataset.storage, token)
+        dataset.storage.delete(f"tables/{table}/table.json")
+
+    patch.setattr(Dataset, "drop_table", drop)
+
+
+def artifact_not_kept(patch: pytest.MonkeyPatch) -> None:
+    """A run that finds an artifact to be current leaves it as it is."""
+    patch.setattr(sys.modules[__name__], "keep_artifact", lambda *_: None)
 
 
 BROKEN = {
@@ -762,7 +755,7 @@ BROKEN = {
         "without a look at the lease",
     ),
     "token of descriptors": (
-        not_looking_at_token(layout),
+        not_looking_at_token(lease),
         FROZEN["other settings"],
         "without a look at the lease",
     ),
@@ -772,7 +765,15 @@ BROKEN = {
         "without a look at the lease",
     ),
     "tar": (tar_last, ALIVE["all of a shard"], "tar is missing"),
-    "folders of others": (others_listed_late, FROZEN["other settings"], "readers see it"),
+    "folders": (folders_used_twice, FROZEN["other settings"], "the last run's work was changed"),
+    "ranks of tables": (ranks_ignored, FROZEN["a table that is there"], "was changed"),
+    "ranks of artifacts": (ranks_ignored, FROZEN["an artifact"], "is missing"),
+    "dropped tables": (dropped_in_any_case, GOING["one drops it late"], "was changed"),
+    "kept artifacts": (
+        artifact_not_kept,
+        FROZEN["an artifact"],
+        "the last run's work was changed",
+    ),
 }
 
 
@@ -827,7 +828,6 @@ class World:
     losing: set[str] = field(default_factory=set)
     is_quiet: bool = True
     """Nothing crashed or stood still."""
-    without_tar: frozenset[str] = frozenset()
     met: ClassVar[Counter[str]] = Counter()
 
     def __post_init__(self) -> None:
@@ -886,9 +886,6 @@ class World:
     def step(self, name: str) -> None:
         moment, before = self.moments[name], self.bucket
         assert moment.request is not None
-        if removes_what_was_brought_back(moment, self.bucket):
-            del self.moments[name]
-            return
         look_at_write(moment, self.bucket)
         if moment.request.verb == "is silent":
             answer: Answer = self._is_silent(moment.request.path)
@@ -902,8 +899,7 @@ class World:
         note(f"{name}: {moment.request}: {summary(answer)}")
         self.moments[name] = moment.after(answer)
         if self.bucket is not before:
-            self.without_tar |= leaves_without_tar(moment, before)
-            observe(self.bucket, self.without_tar)
+            observe(self.bucket)
         self._look_at_end(name, self.moments[name])
 
     def _is_silent(self, name: str) -> bool:
@@ -920,7 +916,7 @@ class World:
     def end(self, run: Run) -> None:
         """A last run, undisturbed; then all that stood still goes on."""
         final = program_of(run, "final")
-        self.bucket = finished(final, self.bucket, partial(observe, without_tar=self.without_tar))
+        self.bucket = finished(final, self.bucket, observe)
         fresh = observe(undisturbed(run))
         assert observe(self.bucket) == fresh
         for name in self.frozen:

@@ -250,7 +250,7 @@ def test_a_compressed_tar_is_named(tmp_path: Path) -> None:
 
 
 def test_each_state_of_a_source_has_a_plan_of_its_own(tmp_path: Path) -> None:
-    """Names, sizes and settings make the plan; a worker of an older run keeps to the older one."""
+    """Names, sizes and settings make the plan; who has opened an older one keeps to it."""
     place = tmp_path / "in"
     place.mkdir()
     (place / "0.tar").write_bytes(TEN)
@@ -258,7 +258,8 @@ def test_each_state_of_a_source_has_a_plan_of_its_own(tmp_path: Path) -> None:
     first = plan_of(ingest)
     old = ingest.open_source(first)
     rows = ingest.plan(first)
-    stored = {path: path.read_bytes() for path in (tmp_path / "out" / "artifacts").iterdir()}
+    artifacts = tmp_path / "out" / "artifacts"
+    stored = every_file(artifacts)
     for change in (
         lambda: (place / "1.tar").write_bytes(TEN),
         lambda: (place / "0.tar").write_bytes(TEN + bytes(512)),
@@ -271,13 +272,17 @@ def test_each_state_of_a_source_has_a_plan_of_its_own(tmp_path: Path) -> None:
         assert ingest.plan_digest() == first
     smaller = ingest_of(place, tmp_path / "out", "webdataset", shard_size=3)
     assert smaller.plan(smaller.plan_digest()) is None
-    assert {
-        path: path.read_bytes() for path in (tmp_path / "out" / "artifacts").iterdir()
-    } == stored
+    assert every_file(artifacts) == stored
     plan_of(smaller)
     assert smaller.plan(smaller.plan_digest()) == [3, 3, 3, 1]
-    assert len(list((tmp_path / "out" / "artifacts").iterdir())) == 1  # the older one is gone
+    assert len(every_file(artifacts)) == 2  # the older one is gone, but for the pointer
+    with pytest.raises(FileNotFoundError):
+        ingest.open_source(first)
     assert old(0, Watch()).sources.num_rows == 10  # and what was opened by it goes on
+
+
+def every_file(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def restore(place: Path) -> None:
