@@ -33,7 +33,7 @@ from fusion_pipeline.dataset.verify import verify
 from fusion_pipeline.engine.shard import Step
 from fusion_pipeline.engine.stage import Resources
 from tests.faulty_s3 import S3Server, s3_server
-from tests.killing import REPOSITORY
+from tests.killing import REPOSITORY, family_of
 from tests.toy import ToySource, ToyStage, run_toy, seen_by_readers, steps_of
 
 SHARDS = 200
@@ -193,14 +193,9 @@ class Breaker:
             getattr(self, fault)(driver)
 
     def family(self, driver: subprocess.Popen[bytes], word: str) -> list[psutil.Process]:
-        found: list[psutil.Process] = []
         if driver.poll() is not None:
-            return found
-        for process in psutil.Process(driver.pid).children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if word in " ".join(process.cmdline()):
-                    found.append(process)
-        return found
+            return []
+        return [process for process, command in family_of(driver) if word in command]
 
     def one(self, driver: subprocess.Popen[bytes], word: str) -> psutil.Process | None:
         found = self.family(driver, word)

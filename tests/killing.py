@@ -1,5 +1,6 @@
 """Starting drivers as processes and killing them without warning; dying at the n-th write."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -51,11 +52,7 @@ def kill_after_progress(driver: subprocess.Popen[bytes], root: Path, delay: floa
     except subprocess.TimeoutExpired:
         # Ray's dashboard and runtime-environment agents notice late that their node is gone, and
         # do no work; whatever could still commit must die with the driver.
-        family = [
-            process
-            for process in psutil.Process(driver.pid).children(recursive=True)
-            if "agent" not in " ".join(process.cmdline()).lower()
-        ]
+        family = [p for p, command in family_of(driver) if "agent" not in command.lower()]
         os.kill(driver.pid, signal.SIGKILL)
         driver.wait()
         driver.communicate()
@@ -65,17 +62,22 @@ def kill_after_progress(driver: subprocess.Popen[bytes], root: Path, delay: floa
     return False
 
 
+def family_of(driver: subprocess.Popen[bytes]) -> list[tuple[psutil.Process, str]]:
+    """All processes below the driver, each with its command line."""
+    found = []
+    for process in psutil.Process(driver.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended by itself at this moment
+            found.append((process, " ".join(process.cmdline())))
+    return found
+
+
 def kill_an_actor(driver: subprocess.Popen[bytes], root: Path) -> None:
     """Kill −9 one pool worker of a driver that has made progress."""
     before = tables_in(root)
     while tables_in(root) < before + 3:
         assert driver.poll() is None
         time.sleep(0.02)
-    actors = [
-        process
-        for process in psutil.Process(driver.pid).children(recursive=True)
-        if "ray::MapWorker" in " ".join(process.cmdline())
-    ]
+    actors = [process for process, command in family_of(driver) if "ray::MapWorker" in command]
     assert actors
     actors[0].kill()
 
