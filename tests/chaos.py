@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import fsspec
 import psutil
 
 from fusion_pipeline.dataset.layout import Dataset
@@ -292,6 +293,8 @@ def run_seed(seed: int, folder: Path, expected: dict[str, bytes], shards: int = 
             for name, value in server.environment.items():
                 stack.enter_context(_environment(name, value))
             root = "s3://chaos/data"
+            # Clients are kept by place; the next seed's server has another port.
+            stack.callback(fsspec.get_filesystem_class("s3").clear_instance_cache)
         breaker = Breaker(log, disk, server, folder / "driver.log")
         stack.callback(breaker.clean_up)
         breaker.run(root, shards)
