@@ -20,7 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from fusion_pipeline.dataset.evidence import Box, DetectedObject, Tag, TextLine
 from fusion_pipeline.dataset.images import RGB, DecodeError, decode
 from fusion_pipeline.fuse import base
-from fusion_pipeline.prompts.hints import MAX_LABEL_CHARS, area, clean, reading_order
+from fusion_pipeline.prompts.hints import area, reading_order
+from fusion_pipeline.prompts.untrusted import MAX_LABEL_CHARS, clean
 
 
 class ComposerConfig(BaseModel):
@@ -64,7 +65,7 @@ class Statement:
 class Composer:
     """CaptionEngine that needs no model, no network and no randomness."""
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     def __init__(self, config: ComposerConfig | None = None) -> None:
         self._config = config or ComposerConfig()

@@ -7,8 +7,6 @@ ones anyway (DenseFusion, section 3.2). All of it is a pure function of evidence
 
 import hashlib
 import json
-import re
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
@@ -17,6 +15,7 @@ from typing import Any, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fusion_pipeline.dataset.evidence import Box, DetectedObject, Tag, TextLine
+from fusion_pipeline.prompts.untrusted import MAX_LABEL_CHARS, clean
 
 T = TypeVar("T")
 
@@ -92,52 +91,6 @@ class Hints:
             text=tuple(TextLine(t["text"], t["score"], tuple(t["quad"])) for t in plain["text"]),
             alt_texts=tuple(plain["alt_texts"]),
         )
-
-
-# --- untrusted text ------------------------------------------------------------------------------
-
-MAX_LABEL_CHARS = 60
-
-_NAMES = (
-    "image img video audio s bos eos pad unk mask cls sep start_of_turn end_of_turn start_of_image "
-    "end_of_image image_soft_token image_placeholder im_start im_end im_patch img_context box ref "
-    "quad point think tool_call tool_response external_information system user assistant"
-).replace(" ", "|")
-_SPECIAL = re.compile(
-    r"[<＜]\s*[|｜][^<>＜＞]{0,60}?[|｜]\s*[>＞]"  # <|im_start|>, <｜begin▁of▁sentence｜>
-    rf"|[<＜]\s*/?\s*(?:{_NAMES})\s*/?\s*[>＞]"  # <image>, </s>
-    r"|<<\s*/?\s*sys\s*>>"
-    r"|\[\s*/?\s*(?:inst|img|img_break|img_end|system_prompt|available_tools|tool_calls"
-    r"|tool_results|gmask|cls|sep|pad|mask|unk|prefix|suffix|middle)\s*\]",
-    re.IGNORECASE,
-)
-_UNKNOWN_TAG = re.compile(r"([<＜])(?=[/|｜]?[^\s<>＜＞]+[>＞])")
-_ROLE = re.compile(r"\b(user|assistant|system|human|gpt)\s*(?=[:：])", re.IGNORECASE)
-_JOINERS = "\u200c\u200d"  # format characters that Persian, Indic scripts and emoji are spelt with
-
-
-def clean(text: str, limit: int) -> str:
-    """Untrusted text as one harmless line of at most `limit` characters (idempotent).
-
-    Control, invisible and private-use characters go, white space is folded. Chat and image tokens
-    of the known model families are removed; an unknown `<tag>` gets a space after its bracket and
-    a role mark (`ASSISTANT:`) one before its colon, so that no tokeniser takes it for its own
-    while a reader still can.
-    """
-    text = "".join(_plain(character) for character in text[: 8 * limit])
-    before = None
-    while before != text:  # removing one token may join the halves of another
-        before, text = text, _SPECIAL.sub("", " ".join(text.split()))
-    text = " ".join(_ROLE.sub(r"\1 ", _UNKNOWN_TAG.sub(r"\1 ", text)).split())
-    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
-
-
-def _plain(character: str) -> str:
-    category = unicodedata.category(character)
-    if category in ("Zs", "Zl", "Zp") or character in "\t\n\r\v\f\x85":
-        return " "
-    hidden = category[0] == "C" and character not in _JOINERS
-    return "" if hidden else character
 
 
 # --- order ---------------------------------------------------------------------------------------

@@ -15,7 +15,8 @@ from jinja2 import FileSystemLoader, StrictUndefined, Template, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from fusion_pipeline.dataset.evidence import Box
-from fusion_pipeline.prompts.hints import MAX_LABEL_CHARS, Hints, clean
+from fusion_pipeline.prompts.hints import Hints
+from fusion_pipeline.prompts.untrusted import MAX_LABEL_CHARS, clean
 
 TEMPLATES = Path(__file__).parent / "templates"
 

@@ -57,7 +57,7 @@ class HintsStage:
     resources: Resources = CPU_WORKER
 
     name = "hints"
-    version = 1
+    version = 2
     columns: Sequence[pa.Field] = (pa.field("hints", pa.string()),)
 
     def settings(self) -> Mapping[str, Any]:
@@ -84,7 +84,7 @@ class PromptStage:
     template: str
     resources: Resources = CPU_WORKER
 
-    version = 1
+    version = 2
     reads: tuple[str, ...] = ("hints",)
     columns: Sequence[pa.Field] = (pa.field("prompt", pa.string()),)
 

@@ -14,10 +14,10 @@ from fusion_pipeline.prompts.hints import (
     Hints,
     area,
     choose_hints,
-    clean,
     reading_order,
 )
 from fusion_pipeline.prompts.render import render, template_names
+from fusion_pipeline.prompts.untrusted import clean
 
 KEY = "0123456789abcdef0123456789abcdef"
 
