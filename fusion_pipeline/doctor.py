@@ -180,12 +180,15 @@ def _engine(pipeline: Pipeline) -> Iterator[Check]:
     if endpoint is None:
         yield Check("caption engine", "ok", "composer (offline baseline)")
         return
-    found = f"{endpoint.model} at {endpoint.url}"
-    if _answers(endpoint.url):
-        yield Check("caption engine", "ok", f"{found} (a server listens; --smoke tries the model)")
-    else:
-        fix = "start the server, or mend caption.engine.endpoint.url"
-        yield Check("caption engine", "warn", f"{found}: nothing listens there", fix)
-    if endpoint.key_env and not os.environ.get(endpoint.key_env):
+    for url in endpoint.urls:
+        found = f"{endpoint.model} at {url}"
+        if _answers(url):
+            there = f"{found} (a server listens; --smoke tries the model)"
+            yield Check("caption engine", "ok", there)
+        else:
+            fix = "start the server, or mend caption.engine.endpoint.url"
+            yield Check("caption engine", "warn", f"{found}: nothing listens there", fix)
+    names = (endpoint.key_env, f"{endpoint.key_env}_FILE")
+    if endpoint.key_env and not any(os.environ.get(name) for name in names if name):
         fix = f"export {endpoint.key_env}=… or set caption.engine.endpoint.key_env: null"
         yield Check("caption key", "missing", f"{endpoint.key_env} is not set", fix)

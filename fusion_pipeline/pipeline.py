@@ -26,6 +26,7 @@ from fusion_pipeline.export.captions import Export
 from fusion_pipeline.fuse.base import CaptionEngine
 from fusion_pipeline.fuse.composer import Composer
 from fusion_pipeline.fuse.endpoint import Endpoint
+from fusion_pipeline.fuse.journal import Journal
 from fusion_pipeline.fuse.stage import Caption
 from fusion_pipeline.ingest.filters import Resolution
 from fusion_pipeline.ingest.source import Ingest
@@ -164,7 +165,7 @@ def build_pipeline(config: Config) -> Pipeline:
     assigned = of_pool.chain([Clusters(pool)], also=("centroids",))
     decided = of_pool.artifact(selection, also=("centroids",))
     of_selected = _Lineage({"selection": decided.made_by})
-    stages = _caption_stages(config)
+    stages = _caption_stages(config, selected)
     packed = of_selected.chain([repack, *stages], also_first=("selection",))
 
     choose = GlobalPhase(pool, selection, decided, writes="selection")
@@ -185,24 +186,28 @@ def build_pipeline(config: Config) -> Pipeline:
     )
 
 
-def _caption_stages(config: Config) -> list[Stage]:
+def _caption_stages(config: Config, dataset: Dataset) -> list[Stage]:
     experts = [Perceive(choice.name, choice.config) for choice in config.experts]
     evidence = tuple(expert.name for expert in experts)
     prompts = PromptStage(config.caption.template)
-    caption = _caption_stage(config.caption.engine, evidence, prompts.name)
+    caption = _caption_stage(config.caption.engine, dataset, evidence, prompts.name)
     return [*experts, HintsStage(evidence, config.hints), prompts, caption]
 
 
-def _caption_stage(choice: EngineChoice, evidence: tuple[str, ...], prompts: str) -> Caption:
+def _caption_stage(
+    choice: EngineChoice, dataset: Dataset, evidence: tuple[str, ...], prompts: str
+) -> Caption:
     make: Callable[[], CaptionEngine]
+    resources = Resources()
     if choice.endpoint is not None:
-        make, version = partial(Endpoint, choice.endpoint), Endpoint.version
+        journal = Journal(dataset, f"captions/{choice.name}")
+        make, version = partial(Endpoint, choice.endpoint, journal), Endpoint.version
         settings = choice.endpoint.fingerprint_fields()
+        resources = Resources(workers=1, is_free=False)  # one keeps the books, for all shards
     else:
         assert choice.composer is not None
         make, version = partial(Composer, choice.composer), Composer.version
         settings = choice.composer.model_dump(mode="json")
-    resources = Resources(is_free=choice.endpoint is None)
     return Caption(choice.name, make, version, settings, evidence, prompts, resources)
 
 
@@ -254,9 +259,9 @@ class _Lineage:
         return fingerprint(name, version, settings, {n: self.made[n] for n in upstream}, revision)
 
 
-def smoke_steps(config: Config, source: Source) -> tuple[Step, ...]:
+def smoke_steps(config: Config, dataset: Dataset, source: Source) -> tuple[Step, ...]:
     """The source, then the config's experts, hints, prompts and captions, over one dataset.
 
     For a trial on a few images: without filter and selection.
     """
-    return _Lineage().chain([source, *_caption_stages(config)])
+    return _Lineage().chain([source, *_caption_stages(config, dataset)])

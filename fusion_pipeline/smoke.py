@@ -110,7 +110,8 @@ def try_photos(config: Config, tell: Callable[[str], None]) -> list[Card]:
         with hold_lease(dataset.storage, "smoke") as token:
             plan = ingest.plan_digest()
             shards = range(len(ingest.make_plan(plan, token)))
-            chain = Chain.resolve(dataset, smoke_steps(config, ingest), plan).under(token)
+            steps = smoke_steps(config, dataset, ingest)
+            chain = Chain.resolve(dataset, steps, plan).under(token)
             chain.describe()
             trial = _Trial(config, chain)
             for step in chain.steps:

@@ -34,6 +34,7 @@ class CaptionRequest:
     objects: Sequence[DetectedObject]
     text: Sequence[TextLine]
     alt_texts: Sequence[str]
+    shard: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,25 +1,38 @@
 """Caption engine behind any OpenAI-compatible endpoint: a provider, `vllm serve`, a local server.
 
-One chat completion a sample, over the official `openai` client, which also does the retries. Two
-rules shape the module: one bad sample ends in one typed outcome, and the key never reaches a log,
-a repr or an exception (providers echo it in error messages, so their text is never repeated).
+One chat completion a sample, over the official `openai` client. Three rules shape the module: one
+bad sample ends in one typed outcome; nothing is asked, and paid, twice without need (see
+`fuse.journal`); and the key never reaches a log, a repr or an exception (providers echo it in error
+messages, so their text is never repeated).
 """
 
 import asyncio
-import base64
-import io
+import email.utils
 import os
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Self
 from urllib.parse import urlsplit
 
+import httpx2
 import openai
-from openai.types.chat import ChatCompletionUserMessageParam
-from openai.types.chat.chat_completion_content_part_image_param import ImageURL
-from PIL import Image
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    Field,
+    SecretStr,
+    model_validator,
+)
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception_type,
+    stop_after_attempt,
+    wait_exponential_jitter,
+)
 
-from fusion_pipeline.dataset.images import DecodeError, decode, inspect
+from fusion_pipeline.dataset.images import DecodeError
 from fusion_pipeline.fuse.base import (
     Captioned,
     CaptionFailed,
@@ -27,19 +40,19 @@ from fusion_pipeline.fuse.base import (
     CaptionRequest,
     Finish,
 )
+from fusion_pipeline.fuse.completions import Completion, CompletionConfig, Usage, request_body
+from fusion_pipeline.fuse.journal import Attempt, Journal, request_id
+from fusion_pipeline.fuse.ledger import Ledger, Prices
+from fusion_pipeline.fuse.traffic import Backend, Backends, Rate, Slots
 
-# The longest `Retry-After` that the client obeys; a longer one ends the attempts.
-_MAX_RETRY_AFTER_S = 120
-_JPEG_QUALITY = 90
-_SENDABLE_FORMATS = {"jpeg", "png", "webp"}
-# Pixel types that every decoder reads alike. Transparency, palettes, CMYK and 16 bits are
-# flattened by our own decoder, so that the engine sees the pixels the experts saw.
-_SENDABLE_MODES = {"RGB", "L"}
-_FINISHES = {"stop": Finish.STOP, "length": Finish.LENGTH}
+# The longest `Retry-After` that is obeyed; a longer one ends the attempts.
+_MAX_RETRY_AFTER_S = 120.0
+_AGAIN = {408, 409, 429}
+_TURN_TOKENS = 64
+"""The most that a chat template adds."""
 # OpenAI's code and Azure's code for a prompt that the content filter refused.
 _BLOCKED_CODES = {"content_policy_violation", "content_filter", "moderation_blocked"}
 _UNSUPPORTED_CODES = {"unsupported_parameter", "unsupported_value", "unknown_parameter"}
-_NOT_OUTPUT = {"url", "key_env", "concurrency", "timeout_s", "max_retries"}
 
 
 class EndpointError(Exception):
@@ -60,147 +73,293 @@ def _base_url(url: str) -> str:
     return url
 
 
-class EndpointConfig(BaseModel):
+class EndpointConfig(CompletionConfig):
     """Where captions come from, and how they are asked for."""
 
-    # Inputs stay out of validation errors: a key pasted into the wrong field must not be printed.
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
-    url: Annotated[str, AfterValidator(_base_url)]
-    """Base URL, such as `https://api.openai.com/v1` or `http://localhost:8000/v1`."""
-    model: str = Field(min_length=1)
-    """Name under which the endpoint serves the model."""
+    url: (
+        Annotated[str, AfterValidator(_base_url)]
+        | tuple[Annotated[str, AfterValidator(_base_url)], ...]
+    )
+    """Base URL, such as `https://api.openai.com/v1` or `http://localhost:8000/v1`; or several that
+    serve the same model: the least busy one is asked, and one that is gone is left alone."""
     key_env: str | None = Field(default="OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
-    """Environment variable that holds the key; null for a local server that asks for none."""
-    max_tokens: int = Field(default=512, ge=1)
-    temperature: float = Field(default=0.0, ge=0, le=2)
-    seed: int | None = 0
-    """Sent with every request; null leaves it out, for an endpoint that refuses the parameter."""
-    concurrency: int = Field(default=16, ge=1, le=1000)
-    """Requests in flight; 1000 is the most connections that the client opens."""
+    """Environment variable that holds the key, or that with `_FILE` added to its name names a file
+    which does; null for a local server that asks for none."""
+    concurrency: int = Field(default=256, ge=1, le=1000)
+    """Most requests in flight; 1000 is the most connections that the client opens. Few at first,
+    and more as long as the endpoint does not refuse too many."""
+    requests_per_minute: int | None = Field(default=None, ge=1)
+    tokens_per_minute: int | None = Field(default=None, ge=1)
+    """Of prompts and answers together. Both limits: of your account; null: what the endpoint's own
+    headers and refusals say is obeyed, and nothing else."""
     timeout_s: float = Field(default=120.0, gt=0, allow_inf_nan=False)
-    """Seconds that one attempt may take to connect, to send or to stay silent."""
+    """Seconds that one attempt may take."""
     max_retries: int = Field(default=5, ge=0, le=100)
-    """Attempts after the first on 408, 409, 429, 5xx, timeouts and lost connections."""
-    image_max_edge: int = Field(default=1024, ge=32, le=16_384)
-    """Long edge in pixels of the image sent; larger images are scaled down."""
-    detail: Literal["auto", "low", "high"] | None = None
-    """The API's `image_url.detail`; null leaves it out."""
+    """Attempts after the first on 408, 409, 429, 5xx, timeouts, lost connections and answers that
+    are none."""
+    prices: Prices | None = None
+    """Dollars per million tokens: `{input: 2.5, output: 10}`."""
+    budget_dollars: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """The most that the captions of this engine may cost, over all runs on this folder."""
+    image_tokens: int = Field(default=3000, ge=0)
+    """The most prompt tokens that an image counts; set aside with each request, so too much is safe
+    and too little is not."""
+
+    @model_validator(mode="after")
+    def _payable(self) -> Self:
+        if not self.urls:
+            raise ValueError("url: name at least one")
+        if self.budget_dollars is not None and self.prices is None:
+            raise ValueError("budget_dollars: prices are needed to keep it")
+        return self
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        return (self.url,) if isinstance(self.url, str) else self.url
 
     def fingerprint_fields(self) -> dict[str, Any]:
-        """The fields that change captions. A field is one unless it is known not to be."""
-        return self.model_dump(exclude=_NOT_OUTPUT)
+        """The fields that change captions."""
+        return self.model_dump(include=set(CompletionConfig.model_fields))
 
 
-class _Message(BaseModel):
-    content: str | None = None
-    refusal: str | None = None
+class _Again(Exception):
+    """An attempt came to nothing; another one may do better."""
+
+    def __init__(self, reason: str, after: float | None = None, is_charged: bool = False) -> None:
+        """`after`: seconds that the endpoint asks for. `is_charged`: it may have cost something."""
+        super().__init__(reason)
+        self.reason, self.after, self.is_charged = reason, after, is_charged
 
 
-class _Choice(BaseModel):
-    message: _Message
-    finish_reason: str
+@dataclass
+class _Asking:
+    """A request on its way through its attempts."""
+
+    request: CaptionRequest
+    id: str
+    body: bytes = b""
+    is_funded: bool = False
+    """Money is set aside for one attempt."""
+    attempt: Attempt | None = None
+    """The one that is written down."""
 
 
-class _Usage(BaseModel):
-    prompt_tokens: int = Field(default=0, ge=0)
-    completion_tokens: int = Field(default=0, ge=0)
-
-
-class _Completion(BaseModel):
-    """What is used of a chat completion. The client library builds its types unvalidated."""
-
-    choices: list[_Choice] = Field(min_length=1)
-    usage: _Usage | None = None
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass
 class _Session:
     """What belongs to one event loop."""
 
     loop: asyncio.AbstractEventLoop
-    client: openai.AsyncOpenAI
-    slots: asyncio.Semaphore
+    clients: dict[str, openai.AsyncOpenAI]
+    slots: Slots
+    rate: Rate
+    backends: Backends
+    ledger: Ledger
+
+
+@dataclass
+class _Usual:
+    """Tokens that a request uses on average, so far."""
+
+    requests: int = 0
+    tokens: int = 0
+
+    def add(self, usage: Usage) -> None:
+        self.requests += 1
+        self.tokens += usage.prompt_tokens + usage.completion_tokens
+
+    def of_one(self, most: float) -> float:
+        return self.tokens / self.requests if self.requests else most
 
 
 class Endpoint:
     """Caption engine (see `CaptionEngine`) that asks an OpenAI-compatible endpoint.
 
     The client is made inside the running event loop at the first caption, so one engine serves
-    several `asyncio.run` calls, one loop at a time; `await close()` at the end of each.
+    several event loops, one at a time; `await close()` at the end of each.
 
     Failure reasons of a sample: `undecodable`, `timeout`, `connection`, `http_<status>`,
     `bad_response` (no chat completion in the answer) and `empty_answer`.
 
     Raises EndpointError, at construction for a missing key, later when the endpoint refuses the
-    key, the model, a parameter or the account.
+    key, the model, a parameter or the account; BudgetError when the money is spent.
     """
 
     version: ClassVar[int] = 1
 
-    def __init__(self, config: EndpointConfig) -> None:
+    def __init__(self, config: EndpointConfig, journal: Journal | None = None) -> None:
+        """`journal`: not started; without one nothing is written down, and a crash forgets all."""
         self.config = config
         self._key = _read_key(config.key_env)
+        self._journal = journal
+        self._settings = config.fingerprint_fields()
+        self._prices = config.prices or Prices(input=0, output=0)
+        self._spent = 0.0
+        """Without a journal."""
+        self._usual = _Usual()
         self._session: _Session | None = None
+        if journal is not None:
+            journal.start()
 
     async def caption(self, request: CaptionRequest) -> CaptionOutcome:
         """Caption one sample; at most `concurrency` samples are decoded or asked for at a time."""
         session = self._session_of_this_loop()
-        async with session.slots:
-            try:
-                # Decoding takes milliseconds a megapixel, which the event loop must not wait for.
-                url = await asyncio.to_thread(_data_url, request, self.config.image_max_edge)
-            except DecodeError:
-                return CaptionFailed("undecodable")
-            return await self._ask(session.client, request.prompt, url)
+        asking = _Asking(request, request_id(request.key, request.prompt, self._settings))
+        if self._journal is not None:
+            known = self._journal.answer(asking.id, request.shard)
+            if known is not None:
+                return known
+        attempts = AsyncRetrying(
+            retry=retry_if_exception_type(_Again),
+            stop=stop_after_attempt(self.config.max_retries + 1),
+            wait=_pause,
+            reraise=True,
+        )
+        try:
+            return await attempts(self._attempt, session, asking)
+        except _Again as last:
+            failed = CaptionFailed(last.reason)
+        except DecodeError:
+            failed = CaptionFailed("undecodable")
+        except EndpointError:
+            await self._settle(session, asking, 0.0)
+            raise
+        await self._settle(session, asking, 0.0)
+        return failed
 
     async def close(self) -> None:
         """Close the connections. A later `caption` opens new ones."""
         session, self._session = self._session, None
         # Connections of a loop that has ended can't be closed from another one.
         if session is not None and session.loop is asyncio.get_running_loop():
-            await session.client.close()
+            for client in session.clients.values():
+                await client.close()
+
+    def dollars(self) -> float:
+        """Spent so far, over all runs on this folder."""
+        return self._spent if self._journal is None else self._journal.spent.dollars
 
     def _session_of_this_loop(self) -> _Session:
         loop = asyncio.get_running_loop()
         if self._session is None or self._session.loop is not loop:
-            client = openai.AsyncOpenAI(
-                base_url=self.config.url,
-                api_key=self._key.get_secret_value(),
-                timeout=self.config.timeout_s,
-                max_retries=self.config.max_retries,
+            config = self.config
+            if self._journal is not None:
+                self._journal.new_loop()
+            self._session = _Session(
+                loop,
+                {url: self._client(url) for url in config.urls},
+                Slots(config.concurrency),
+                Rate(config.requests_per_minute, config.tokens_per_minute),
+                Backends(config.urls),
+                Ledger(config.budget_dollars, self.dollars),
             )
-            self._session = _Session(loop, client, asyncio.Semaphore(self.config.concurrency))
         return self._session
 
-    async def _ask(self, client: openai.AsyncOpenAI, prompt: str, image_url: str) -> CaptionOutcome:
-        config = self.config
-        # The client's timeout restarts with every byte: a server that sends blanks to keep the
-        # connection alive (some do) would hold its slot for ever without this second limit.
-        limit_s = (config.max_retries + 1) * config.timeout_s
-        limit_s += config.max_retries * _MAX_RETRY_AFTER_S
-        try:
-            async with asyncio.timeout(limit_s):
-                answer = await client.chat.completions.with_raw_response.create(
-                    model=config.model,
-                    messages=[_message(prompt, image_url, config.detail)],
-                    max_tokens=config.max_tokens,
-                    temperature=config.temperature,
-                    seed=openai.omit if config.seed is None else config.seed,
-                )
-        except (TimeoutError, openai.APITimeoutError):
-            return CaptionFailed("timeout")
-        except openai.APIConnectionError:
-            return CaptionFailed("connection")
-        except openai.APIStatusError as error:
-            refused = error
-        else:
-            return _outcome(answer.content)
-        # Outside the `except`: an EndpointError must not carry the provider's text as its context.
-        return self._refused(refused)
+    def _client(self, url: str) -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(
+            base_url=url,
+            api_key=self._key.get_secret_value(),
+            timeout=self.config.timeout_s,
+            max_retries=0,  # each attempt is to be written down
+            http_client=openai.DefaultAioHttpClient(),  # a third of the default one's CPU time
+        )
+
+    async def _attempt(self, session: _Session, asking: _Asking) -> CaptionOutcome:
+        if not asking.is_funded:  # before the slot: who waits for money must not hold one
+            await session.ledger.reserve(self._most(asking))
+            asking.is_funded = True
+        async with session.slots.one():
+            if not asking.body:
+                # Decoding takes milliseconds a megapixel: the event loop must not wait for it.
+                asking.body = await asyncio.to_thread(request_body, asking.request, self.config)
+            if asking.attempt is None:
+                asking.attempt = await self._intend(asking)
+            try:
+                outcome, dollars = await self._ask(session, asking)
+            except _Again as failure:
+                session.slots.count(failure.reason == "http_429")
+                if failure.is_charged:
+                    await self._settle(session, asking, self._most(asking))
+                raise
+            session.slots.count(False)
+        await self._settle(session, asking, dollars, outcome)
+        return outcome
+
+    def _most(self, asking: _Asking) -> float:
+        """Dollars that one attempt can cost. A token is a byte of the prompt at least."""
+        return self._prices.cost(self._most_tokens(asking.request), self.config.max_tokens)
+
+    def _most_tokens(self, request: CaptionRequest) -> int:
+        return len(request.prompt.encode()) + _TURN_TOKENS + self.config.image_tokens
+
+    async def _intend(self, asking: _Asking) -> Attempt:
+        most, shard = self._most(asking), asking.request.shard
+        if self._journal is None:
+            return Attempt("", asking.id, shard, most)
+        return await self._journal.intend(asking.id, shard, most)
+
+    async def _settle(
+        self,
+        session: _Session,
+        asking: _Asking,
+        dollars: float,
+        outcome: CaptionOutcome | None = None,
+    ) -> None:
+        """The attempt, if there is one, has ended and cost so much."""
+        attempt, asking.attempt = asking.attempt, None
+        is_funded, asking.is_funded = asking.is_funded, False
+        answer = outcome if isinstance(outcome, Captioned) else None
+        if self._journal is None:
+            self._spent += dollars
+        elif attempt is not None:
+            await self._journal.end(attempt, dollars, answer)
+        if is_funded:
+            await session.ledger.release(self._most(asking))
+
+    async def _ask(self, session: _Session, asking: _Asking) -> tuple[CaptionOutcome, float]:
+        """What is answered, and what it costs. Raises _Again, EndpointError."""
+        content = await self._send(session, asking)
+        if isinstance(content, openai.APIStatusError):
+            return self._refused(content), 0.0
+        completion = Completion.parse(content)
+        if completion is None:
+            raise _Again("bad_response", is_charged=True)
+        outcome, usage = completion.outcome(), completion.usage
+        if usage is None:
+            return outcome, self._most(asking)
+        self._usual.add(usage)
+        return outcome, self._prices.cost(usage.prompt_tokens, usage.completion_tokens)
+
+    async def _send(self, session: _Session, asking: _Asking) -> bytes | openai.APIStatusError:
+        most = float(self._most_tokens(asking.request) + self.config.max_tokens)
+        await session.rate.wait(self._usual.of_one(most))
+        async with session.backends.one() as backend:
+            try:
+                # The client's own timeout restarts with every byte: a server that sends blanks to
+                # keep the connection alive (some do) would hold its slot for ever.
+                async with asyncio.timeout(self.config.timeout_s):
+                    answer = await session.clients[backend.url].post(
+                        "/chat/completions",
+                        cast_to=httpx2.Response,
+                        content=asking.body,
+                        options={"headers": {"Content-Type": "application/json"}},
+                    )
+            except TimeoutError:
+                raise _Again("timeout", is_charged=True) from None
+            except openai.APIConnectionError as error:
+                raise _lost(backend, error.__cause__) from None
+            except openai.APIStatusError as error:
+                # Returned, for an EndpointError must not carry the provider's text as its context.
+                refused = error
+            else:
+                backend.answered(answer.headers)
+                return answer.content
+            backend.answered(refused.response.headers)
+            return refused
 
     def _refused(self, error: openai.APIStatusError) -> CaptionOutcome:
+        """What a status other than 200 means. Raises _Again, EndpointError."""
         config, status, code = self.config, error.status_code, error.code
+        url = str(error.request.url).removesuffix("/chat/completions")
         if status in (401, 403):
             hint = (
                 "set `key_env` to the environment variable that holds a key"
@@ -208,41 +367,50 @@ class Endpoint:
                 else f"check the key in the environment variable {config.key_env} (`key_env`) "
                 f"and that it may use model {config.model!r}"
             )
-            raise EndpointError(f"{config.url} refused access (HTTP {status}): {hint}")
+            raise EndpointError(f"{url} refused access (HTTP {status}): {hint}")
         if status == 404:
             raise EndpointError(
-                f"{config.url} answered HTTP 404: it serves no model {config.model!r} (`model`), "
+                f"{url} answered HTTP 404: it serves no model {config.model!r} (`model`), "
                 "or `url` is not the base URL of its API (it often ends in /v1)"
             )
         if status == 429 and code == "insufficient_quota":
             raise EndpointError(
-                f"{config.url} reports that the account's quota is used up (insufficient_quota): "
+                f"{url} reports that the account's quota is used up (insufficient_quota): "
                 f"raise its limit, or use another key in {config.key_env} (`key_env`)"
             )
         if status == 400 and code in _UNSUPPORTED_CODES:
             field = error.param if error.param in EndpointConfig.model_fields else "model"
             raise EndpointError(
-                f"model {config.model!r} at {config.url} refuses a parameter ({code}): "
-                f"change `{field}`"
+                f"model {config.model!r} at {url} refuses a parameter ({code}): change `{field}`"
             )
         if status == 400 and code in _BLOCKED_CODES:
             return Captioned(None, Finish.BLOCKED)
-        if status == 400:
+        if status == 400 and (completion := Completion.parse(error.response.content)) is not None:
             # Azure's model inference reports filtered output as a completion with status 400.
-            outcome = _outcome(error.response.content)
+            outcome = completion.outcome()
             if isinstance(outcome, Captioned) and outcome.finish is Finish.BLOCKED:
                 return outcome
+        after = _retry_after(error.response.headers)
+        if (status in _AGAIN or status >= 500) and (after or 0.0) <= _MAX_RETRY_AFTER_S:
+            raise _Again(f"http_{status}", after)
         return CaptionFailed(f"http_{status}")
 
 
 def _read_key(key_env: str | None) -> SecretStr:
     if key_env is None:
         return SecretStr("none")  # the client insists on one; a server without keys ignores it
-    key = os.environ.get(key_env, "").strip()
+    key, place = os.environ.get(key_env, "").strip(), os.environ.get(f"{key_env}_FILE")
+    if not key and place:
+        try:
+            key = Path(place).read_text().strip()
+        except (OSError, ValueError) as error:
+            what = type(error).__name__  # its text may hold what the file holds
+            raise EndpointError(f"{key_env}_FILE: {place} can't be read ({what})") from None
     if not key:
         raise EndpointError(
-            f"no API key: set the environment variable {key_env}, name another one in `key_env`, "
-            "or set `key_env: null` for a server that asks for none"
+            f"no API key: set the environment variable {key_env}, or {key_env}_FILE to a file with "
+            "it, name another one in `key_env`, or set `key_env: null` for a server that asks for "
+            "none"
         )
     if not key.isascii() or not key.isprintable() or " " in key:
         # Sent as a header, such a key would come back inside the HTTP library's exception.
@@ -253,64 +421,36 @@ def _read_key(key_env: str | None) -> SecretStr:
     return SecretStr(key)
 
 
-def _message(
-    prompt: str, image_url: str, detail: Literal["auto", "low", "high"] | None
-) -> ChatCompletionUserMessageParam:
-    # The image comes first, as in the `<image>\n…` turns that open models are trained on.
-    image: ImageURL = {"url": image_url}
-    if detail is not None:
-        image["detail"] = detail
-    return {
-        "role": "user",
-        "content": [
-            {"type": "image_url", "image_url": image},
-            {"type": "text", "text": prompt},
-        ],
-    }
+def _lost(backend: Backend, cause: BaseException | None) -> _Again:
+    """No answer came. (The transport calls a connection that was closed a ConnectTimeout.)"""
+    if isinstance(cause, httpx2.TimeoutException) and not isinstance(cause, httpx2.ConnectTimeout):
+        return _Again("timeout", is_charged=True)
+    backend.lost()
+    return _Again("connection", is_charged=not isinstance(cause, httpx2.ConnectError))
 
 
-def _data_url(request: CaptionRequest, max_edge: int) -> str:
-    media_type, data = _image_to_send(request, max_edge)
-    return f"data:{media_type};base64,{base64.b64encode(data).decode('ascii')}"
+_BACKOFF = wait_exponential_jitter(multiplier=0.5, max=8.0, jitter=0.5)
 
 
-def _image_to_send(request: CaptionRequest, max_edge: int) -> tuple[str, bytes]:
-    """Media type and bytes: the original where the endpoint can be trusted to read it as we do."""
-    short, long = sorted((request.width, request.height))
-    if long <= max_edge:
-        info = inspect(request.image)
-        if (
-            info.format in _SENDABLE_FORMATS
-            and info.mode in _SENDABLE_MODES
-            and info.orientation == 1
-            and not info.animated
-            and max(info.width, info.height) <= max_edge
-        ):
-            return f"image/{info.format}", request.image
-        pixels = decode(request.image)
-    else:
-        # Rounded up, so that the decoder's cheap scaling never goes below what is sent.
-        pixels = decode(request.image, min_short_edge=-(-short * max_edge // long))
-    image = Image.fromarray(pixels)
-    image.thumbnail((max_edge, max_edge), Image.Resampling.LANCZOS)
-    out = io.BytesIO()
-    image.save(out, "JPEG", quality=_JPEG_QUALITY)
-    return "image/jpeg", out.getvalue()
+def _pause(state: RetryCallState) -> float:
+    """Seconds until the next attempt: what the endpoint asks for, or longer each time."""
+    assert state.outcome is not None
+    failure = state.outcome.exception()
+    if isinstance(failure, _Again) and failure.after is not None:
+        return failure.after
+    return _BACKOFF(state)
 
 
-def _outcome(body: bytes) -> CaptionOutcome:
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds, from `retry-after-ms` or `Retry-After` (RFC 9110: seconds or a date)."""
+    milliseconds, text = headers.get("retry-after-ms", ""), headers.get("retry-after", "")
     try:
-        completion = _Completion.model_validate_json(body)
-    except ValidationError:
-        return CaptionFailed("bad_response")
-    choice, usage = completion.choices[0], completion.usage or _Usage()
-    tokens = usage.prompt_tokens, usage.completion_tokens
-    if choice.finish_reason == "content_filter" or choice.message.refusal:
-        return Captioned(None, Finish.BLOCKED, *tokens)
-    finish = _FINISHES.get(choice.finish_reason)
-    if finish is None:  # tool calls, an aborted request
-        return CaptionFailed("bad_response")
-    caption = (choice.message.content or "").strip()
-    if not caption:
-        return CaptionFailed("empty_answer")
-    return Captioned(caption, finish, *tokens)
+        if milliseconds:
+            return max(float(milliseconds) / 1000, 0.0)
+        return max(float(text), 0.0)
+    except ValueError:
+        pass  # a date, or nothing
+    try:
+        return max(email.utils.parsedate_to_datetime(text).timestamp() - time.time(), 0.0)
+    except ValueError:
+        return None

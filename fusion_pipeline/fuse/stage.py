@@ -53,17 +53,19 @@ class Caption:
         return None
 
     def open(self) -> Worker:
-        engine = self.make_engine()
-        return lambda block: asyncio.run(self._caption(engine, block))
+        engine, loop = self.make_engine(), asyncio.Runner()  # one loop: connections stay open
+        return lambda block: loop.run(self._caption(engine, block))
 
     async def _caption(self, engine: CaptionEngine, block: ShardBlock) -> pa.Table:
+        asked = [asyncio.ensure_future(engine.caption(r)) for r in self._requests(block)]
         # The engine has time limits of its own, far longer than other work may be silent.
         ticking = asyncio.create_task(_tick(block))
         try:
-            answers = await asyncio.gather(*map(engine.caption, self._requests(block)))
-        finally:
-            ticking.cancel()
-            await engine.close()
+            answers = await asyncio.gather(*asked)
+        finally:  # of an engine that is broken the other requests are given up, too
+            for task in (ticking, *asked):
+                task.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
         return build_table(block.keys, [_outcome(answer) for answer in answers], self.columns)
 
     def _requests(self, block: ShardBlock) -> list[CaptionRequest]:
@@ -78,7 +80,16 @@ class Caption:
         )
         return [
             CaptionRequest(
-                key, image, width, height, prompt, row.tags, row.objects, row.text, row.alt_texts
+                key,
+                image,
+                width,
+                height,
+                prompt,
+                row.tags,
+                row.objects,
+                row.text,
+                row.alt_texts,
+                block.shard,
             )
             for key, image, width, height, prompt, row in columns
         ]

@@ -1,0 +1,102 @@
+"""Chat completions as they are sent and as they come back: the published API, for single requests
+and for batch files."""
+
+import base64
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fusion_pipeline.fuse.base import (
+    Captioned,
+    CaptionFailed,
+    CaptionOutcome,
+    CaptionRequest,
+    Finish,
+)
+from fusion_pipeline.fuse.images import image_to_send
+
+_FINISHES = {"stop": Finish.STOP, "length": Finish.LENGTH}
+_HERE = "@@image@@"
+
+
+class CompletionConfig(BaseModel):
+    """What is asked for. Every field changes captions."""
+
+    # Inputs stay out of validation errors: a key pasted into the wrong field must not be printed.
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    model: str = Field(min_length=1)
+    """Name under which the endpoint serves the model."""
+    max_tokens: int = Field(default=512, ge=1)
+    temperature: float = Field(default=0.0, ge=0, le=2)
+    seed: int | None = 0
+    """Sent with every request; null leaves it out, for an endpoint that refuses the parameter."""
+    image_max_edge: int = Field(default=1024, ge=32, le=16_384)
+    """Long edge in pixels of the image sent; larger images are scaled down."""
+    detail: Literal["auto", "low", "high"] | None = None
+    """The API's `image_url.detail`; null leaves it out."""
+
+
+def request_body(request: CaptionRequest, config: CompletionConfig) -> bytes:
+    """JSON of a chat completion. Raises DecodeError."""
+    media_type, data = image_to_send(request, config.image_max_edge)
+    image: dict[str, Any] = {"url": f"data:{media_type};base64,{_HERE}"}
+    if config.detail is not None:
+        image["detail"] = config.detail
+    # The image comes first, as in the `<image>\n…` turns that open models are trained on.
+    parts = [{"type": "image_url", "image_url": image}, {"type": "text", "text": request.prompt}]
+    fields: dict[str, Any] = {
+        "messages": [{"role": "user", "content": parts}],
+        "model": config.model,
+        "max_tokens": config.max_tokens,
+        "temperature": config.temperature,
+    }
+    if config.seed is not None:
+        fields["seed"] = config.seed
+    # Most of the bytes need no escapes: they are put in afterwards.
+    before, _, after = json.dumps(fields).partition(_HERE)
+    return b"".join((before.encode(), base64.b64encode(data), after.encode()))
+
+
+class _Message(BaseModel):
+    content: str | None = None
+    refusal: str | None = None
+
+
+class _Choice(BaseModel):
+    message: _Message
+    finish_reason: str
+
+
+class Usage(BaseModel):
+    prompt_tokens: int = Field(default=0, ge=0)
+    completion_tokens: int = Field(default=0, ge=0)
+
+
+class Completion(BaseModel):
+    """What is used of a chat completion. The client library builds its types unvalidated."""
+
+    choices: list[_Choice] = Field(min_length=1)
+    usage: Usage | None = None
+
+    @classmethod
+    def parse(cls, body: bytes) -> "Completion | None":
+        """None: this is no chat completion."""
+        try:
+            return cls.model_validate_json(body)
+        except ValidationError:
+            return None
+
+    def outcome(self) -> CaptionOutcome:
+        choice, usage = self.choices[0], self.usage or Usage()
+        tokens = usage.prompt_tokens, usage.completion_tokens
+        if choice.finish_reason == "content_filter" or choice.message.refusal:
+            return Captioned(None, Finish.BLOCKED, *tokens)
+        finish = _FINISHES.get(choice.finish_reason)
+        if finish is None:  # tool calls, an aborted request
+            return CaptionFailed("bad_response")
+        caption = (choice.message.content or "").strip()
+        if not caption:
+            return CaptionFailed("empty_answer")
+        return Captioned(caption, finish, *tokens)

@@ -1,0 +1,159 @@
+"""How many requests go out, when, and where to. All of it belongs to one event loop."""
+
+import asyncio
+import contextlib
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from aiolimiter import AsyncLimiter
+
+_FIRST_LIMIT = 16
+_FEW, _MANY = 1 / 4, 1 / 3
+"""Shares of requests that are refused."""
+_FIRST_GROWTH, _GROWTH, _SHRINKAGE = 2.0, 1.25, 0.7
+_REST_S, _LONGEST_REST_S = 0.5, 30.0
+_MOST_LOSSES = 3
+
+
+class Slots:
+    """Requests in flight. The limit is looked at about once a round trip: few were refused, and it
+    grows, at first fast; many, and it shrinks. A fault now and then changes nothing."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self.limit = float(min(_FIRST_LIMIT, most))
+        self.in_flight = 0
+        self._free = asyncio.Condition()
+        self._growth = _FIRST_GROWTH
+        self._seen = self._refused = 0
+        self._was_full = False
+
+    @contextlib.asynccontextmanager
+    async def one(self) -> AsyncIterator[None]:
+        async with self._free:
+            await self._free.wait_for(lambda: self.in_flight < int(self.limit))
+            self.in_flight += 1
+            self._was_full = self._was_full or self.in_flight >= int(self.limit)
+        try:
+            yield
+        finally:
+            async with self._free:
+                self.in_flight -= 1
+                self._free.notify(max(1, int(self.limit) - self.in_flight))
+
+    def count(self, is_refused: bool) -> None:
+        """Of each request that came back, whether it was turned away for now (HTTP 429)."""
+        self._seen += 1
+        self._refused += is_refused
+        if self._seen < self.limit:
+            return
+        share = self._refused / self._seen
+        if share > _MANY:
+            self.limit, self._growth = max(self.limit * _SHRINKAGE, 1.0), _GROWTH
+        elif share < _FEW and self._was_full:  # else the limit is not what holds us back
+            self.limit = min(max(self.limit * self._growth, self.limit + 1), float(self._most))
+        self._seen = self._refused = 0
+        self._was_full = False
+
+
+class Rate:
+    """Requests and tokens a minute, spread evenly; a limit that is None does not count."""
+
+    def __init__(self, requests: int | None, tokens: int | None) -> None:
+        self._requests = _limiter(requests)
+        self._tokens = _limiter(tokens)
+
+    async def wait(self, tokens: float) -> None:
+        if self._requests is not None:
+            await self._requests.acquire()
+        if self._tokens is not None:
+            await self._tokens.acquire(min(tokens, self._tokens.max_rate))
+
+
+_BURST_S = 2.0
+
+
+def _limiter(per_minute: int | None) -> AsyncLimiter | None:
+    """Never more than this in any minute, a burst at its beginning included."""
+    if per_minute is None:
+        return None
+    per_second = per_minute / (60 + _BURST_S)
+    burst = max(per_second * _BURST_S, 1.0)
+    return AsyncLimiter(burst, burst / per_second)
+
+
+@dataclass
+class Backend:
+    """One of the addresses that serve the model."""
+
+    url: str
+    in_flight: int = 0
+    losses: int = 0
+    """Connections lost with no answer in between."""
+    rests: int = 0
+    """In a row."""
+    rests_until: float = 0.0
+    """Time of the event loop."""
+
+    def answered(self, headers: Mapping[str, str]) -> None:
+        """Anything that came over the connection: it is there."""
+        self.losses = self.rests = 0
+        self.rests_until = asyncio.get_running_loop().time() + _announced(headers)
+
+    def lost(self) -> None:
+        """Nothing came. It rests after a few, longer each time; then one request tries it."""
+        now = asyncio.get_running_loop().time()
+        self.losses += 1
+        if self.losses >= _MOST_LOSSES and now >= self.rests_until:
+            self.rests_until = now + min(_REST_S * 2**self.rests, _LONGEST_REST_S)
+            self.rests += 1
+
+    def free_at(self, now: float) -> float:
+        """When it may get another request."""
+        if self.rests and self.in_flight and self.rests_until <= now:
+            return now + _REST_S  # one is trying
+        return max(self.rests_until, now)
+
+
+class Backends:
+    """The least busy one that is there gets the next request."""
+
+    def __init__(self, urls: Sequence[str]) -> None:
+        self._all = [Backend(url) for url in urls]
+
+    @contextlib.asynccontextmanager
+    async def one(self) -> AsyncIterator[Backend]:
+        loop = asyncio.get_running_loop()
+        while True:
+            now = loop.time()
+            backend = min(self._all, key=lambda b: (b.free_at(now), b.in_flight))
+            wait = backend.free_at(now) - now
+            if wait <= 0:
+                break
+            await asyncio.sleep(wait)
+        backend.in_flight += 1
+        try:
+            yield backend
+        finally:
+            backend.in_flight -= 1
+
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def _announced(headers: Mapping[str, str]) -> float:
+    """Seconds until there is room again, when the last of it is used up: the `x-ratelimit-…`
+    headers of OpenAI's API and of those that follow it."""
+    waits = [
+        _seconds(headers.get(f"x-ratelimit-reset-{kind}", ""))
+        for kind in ("requests", "tokens")
+        if headers.get(f"x-ratelimit-remaining-{kind}") == "0"
+    ]
+    return min(max(waits, default=0.0), _LONGEST_REST_S)
+
+
+def _seconds(text: str) -> float:
+    """`6m0s`, `1.5s`, `20ms`."""
+    return sum(float(number) * _SECONDS[unit] for number, unit in _DURATION.findall(text))

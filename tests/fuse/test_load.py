@@ -1,0 +1,132 @@
+"""The endpoint engine under thousands of requests, against a server that misbehaves."""
+
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from api_server import (
+    COMPLETION_TOKENS,
+    FAULTS,
+    MODEL,
+    PROMPT_TOKENS,
+    ApiServer,
+    caption_of,
+    serve_api,
+)
+from test_endpoint import encoded
+
+from fusion_pipeline.dataset.layout import Dataset
+from fusion_pipeline.fuse.base import Captioned, CaptionOutcome, CaptionRequest, Finish
+from fusion_pipeline.fuse.endpoint import Endpoint, EndpointConfig
+from fusion_pipeline.fuse.journal import Journal, Spent
+from fusion_pipeline.fuse.ledger import BudgetError
+
+IMAGE = encoded()
+TABLE = "captions/captioner-7b"
+
+
+def request_of(number: int) -> CaptionRequest:
+    prompt = f"Describe the picture.\nsample {number}"
+    return CaptionRequest(f"{number:032x}", IMAGE, 64, 48, prompt, (), (), (), (), number // 500)
+
+
+def engine(server: ApiServer, root: Path, **changes: Any) -> Endpoint:
+    fields = {"url": server.url, "model": MODEL, "key_env": None, "timeout_s": 2.0}
+    config = EndpointConfig.model_validate({**fields, "max_retries": 20, **changes})
+    return Endpoint(config, Journal(Dataset.create(root), TABLE))
+
+
+Answered = list[tuple[CaptionOutcome | BaseException, float]]
+"""Each outcome with the seconds it came after."""
+
+
+def ask_all(endpoint: Endpoint, numbers: range) -> Answered:
+    async def ask(number: int) -> tuple[CaptionOutcome | BaseException, float]:
+        try:
+            outcome: CaptionOutcome | BaseException = await endpoint.caption(request_of(number))
+        except BudgetError as error:
+            outcome = error
+        return outcome, time.monotonic() - started
+
+    async def ask_each() -> Answered:
+        found = await asyncio.gather(*map(ask, numbers))
+        await endpoint.close()
+        return found
+
+    started = time.monotonic()
+    return asyncio.run(ask_each())
+
+
+def right(number: int) -> Captioned:
+    caption = caption_of(f"sample {number}")
+    return Captioned(caption, Finish.STOP, PROMPT_TOKENS, COMPLETION_TOKENS)
+
+
+def test_a_third_of_the_requests_fails_and_every_outcome_is_right(tmp_path: Path) -> None:
+    """And the limits of the account are used: up to the last retries, nine tenths of what they
+    allow are answered."""
+    count, per_second = 5000, 200
+    with serve_api(ApiServer(FAULTS, latency_s=0.3, per_second=per_second)) as server:
+        endpoint = engine(server, tmp_path, requests_per_minute=60 * per_second)
+        answered = ask_all(endpoint, range(count))
+    assert [outcome for outcome, _ in answered] == [right(number) for number in range(count)]
+    attempts = server.seen.total()
+    faults = {kind: server.given[kind] / attempts for kind in FAULTS}
+    assert faults == pytest.approx(FAULTS, abs=0.02)
+    assert server.given["over the limit"] <= attempts / 100
+    nearly_all = sorted(seconds for _, seconds in answered)[int(0.95 * count)]
+    allowed = nearly_all * per_second * server.given["caption"] / attempts
+    print(nearly_all, server.given, server.most_in_flight, allowed)
+    assert 0.95 * count >= 0.9 * allowed
+    assert Journal(Dataset.open(tmp_path), TABLE).spent == Spent()  # not started: nothing read
+
+
+PRICES = {"input": 2.0, "output": 8.0}
+CAPTION = (2.0 * PROMPT_TOKENS + 8.0 * COMPLETION_TOKENS) / 1e6
+
+
+def test_a_budget_is_used_and_never_exceeded(tmp_path: Path) -> None:
+    """Over two runs, the first one of which dies with its requests in flight."""
+    count, budget = 1000, 1.5
+    terms = {"prices": PRICES, "budget_dollars": budget}
+    with serve_api(ApiServer(FAULTS, latency_s=0.05)) as server:
+        first = engine(server, tmp_path, **terms)
+        asyncio.run(abandoned(first, range(count), seconds=1.5))
+        second = engine(server, tmp_path, **terms)
+        assert 0 < second.dollars() < budget
+        answered = ask_all(second, range(count))
+    bill = (
+        sum(prices * tokens for prices, tokens in zip(PRICES.values(), server.tokens, strict=True))
+        / 1e6
+    )
+    outcomes = [outcome for outcome, _ in answered]
+    refused = [outcome for outcome in outcomes if isinstance(outcome, BudgetError)]
+    assert refused
+    assert "the budget of $1.50 is used up" in str(refused[0])
+    captions = [(i, o) for i, o in enumerate(outcomes) if not isinstance(o, BudgetError)]
+    assert all(outcome == right(number) for number, outcome in captions)
+    assert bill <= second.dollars() <= budget
+    assert second.dollars() >= 0.95 * budget
+    assert engine(server, tmp_path, **terms).dollars() == pytest.approx(second.dollars())
+
+
+async def abandoned(endpoint: Endpoint, numbers: range, seconds: float) -> None:
+    """Its requests are in flight when it ends."""
+    asked = asyncio.gather(*(endpoint.caption(request_of(number)) for number in numbers))
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(asked, seconds)
+
+
+def test_answers_that_no_table_holds_are_not_asked_for_again(tmp_path: Path) -> None:
+    with serve_api(ApiServer(latency_s=0.05)) as server:
+        asyncio.run(abandoned(engine(server, tmp_path), range(1000), seconds=1.0))
+        before, in_flight = Counter(server.charged), server.most_in_flight
+        assert 100 < before.total() < 1000
+        answered = ask_all(engine(server, tmp_path), range(1000))
+    assert [outcome for outcome, _ in answered] == [right(number) for number in range(1000)]
+    assert max(server.seen.values()) <= 2
+    assert sum(count == 2 for count in server.seen.values()) <= in_flight
