@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from fusion_pipeline.dataset.evidence import DetectedObject, Tag, TextLine
+from fusion_pipeline.dataset.images import ImageInfo
 
 
 class Finish(StrEnum):
@@ -35,6 +36,8 @@ class CaptionRequest:
     text: Sequence[TextLine]
     alt_texts: Sequence[str]
     shard: int = 0
+    info: ImageInfo | None = None
+    """What ingest found when it decoded the image whole; None: not known."""
 
 
 @dataclass(frozen=True, slots=True)

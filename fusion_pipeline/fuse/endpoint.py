@@ -341,7 +341,10 @@ class Endpoint:
                         "/chat/completions",
                         cast_to=httpx2.Response,
                         content=asking.body,
-                        options={"headers": {"Content-Type": "application/json"}},
+                        options={
+                            "headers": {"Content-Type": "application/json"},
+                            "idempotency_key": asking.id,  # else one is drawn, for a millisecond
+                        },
                     )
             except TimeoutError:
                 raise _Again("timeout", is_charged=True) from None

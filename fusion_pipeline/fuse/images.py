@@ -19,7 +19,7 @@ def image_to_send(request: CaptionRequest, max_edge: int) -> tuple[str, bytes]:
     endpoint can be trusted to read it as we do. Raises DecodeError."""
     short, long = sorted((request.width, request.height))
     if long <= max_edge:
-        info = inspect(request.image)
+        info = request.info or inspect(request.image)
         if (
             info.format in _SENDABLE_FORMATS
             and info.mode in _SENDABLE_MODES

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from fusion_pipeline.dataset.images import ImageInfo
 from fusion_pipeline.dataset.rows import NotOk, Ok, Outcome, build_table
 from fusion_pipeline.engine.stage import CPU_WORKER, Resources, ShardBlock, Worker
 from fusion_pipeline.fuse.base import Captioned, CaptionEngine, CaptionOutcome, CaptionRequest
@@ -72,8 +73,7 @@ class Caption:
         columns = zip(
             block.keys,
             block.images,
-            block.column("samples", "width"),
-            block.column("samples", "height"),
+            block.table("samples").to_pylist(),
             block.column(self.prompts, "prompt"),
             read_evidence(block, self.evidence),
             strict=True,
@@ -82,16 +82,17 @@ class Caption:
             CaptionRequest(
                 key,
                 image,
-                width,
-                height,
+                sample["width"],
+                sample["height"],
                 prompt,
                 row.tags,
                 row.objects,
                 row.text,
                 row.alt_texts,
                 block.shard,
+                ImageInfo.from_row(sample),
             )
-            for key, image, width, height, prompt, row in columns
+            for key, image, sample, prompt, row in columns
         ]
 
 
