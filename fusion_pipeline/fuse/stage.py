@@ -1,6 +1,7 @@
 """The stage that runs any caption engine; writes `captions/<name>`."""
 
 import asyncio
+import atexit
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -55,6 +56,7 @@ class Caption:
 
     def open(self) -> Worker:
         engine, loop = self.make_engine(), asyncio.Runner()  # one loop: connections stay open
+        atexit.register(lambda: loop.run(engine.close()))
         return lambda block: loop.run(self._caption(engine, block))
 
     async def _caption(self, engine: CaptionEngine, block: ShardBlock) -> pa.Table:
