@@ -158,6 +158,11 @@ class EngineChoice(_Model):
 class CaptionConfig(_Model):
     template: str = "engine-v1"
     engine: EngineChoice = EngineChoice(composer=ComposerConfig(), name="composer")
+    max_words: int = Field(192, ge=1)
+    """A longer caption breaks a rule (docs/policies.md)."""
+    repair: bool = False
+    """Ask an endpoint once more for a caption that breaks rules, and keep the better one. Costs a
+    second request for each; for a general model, not for one trained on single turns."""
 
     @field_validator("template")
     @classmethod

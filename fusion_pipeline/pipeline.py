@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from fusion_pipeline.config import Config, EngineChoice
+from fusion_pipeline.config import CaptionConfig, Config
 from fusion_pipeline.dataset.artifacts import Artifact
 from fusion_pipeline.dataset.fingerprints import Fingerprint, fingerprint
 from fusion_pipeline.dataset.layout import Dataset
@@ -190,25 +190,41 @@ def _caption_stages(config: Config, dataset: Dataset) -> list[Stage]:
     experts = [Perceive(choice.name, choice.config) for choice in config.experts]
     evidence = tuple(expert.name for expert in experts)
     prompts = PromptStage(config.caption.template)
-    caption = _caption_stage(config.caption.engine, dataset, evidence, prompts.name)
+    caption = _caption_stage(config.caption, dataset, evidence, prompts.name)
     return [*experts, HintsStage(evidence, config.hints), prompts, caption]
 
 
+_OPEN_SHARDS = 4
+"""That captions of an endpoint are asked for at a time: so none is waited for at a shard's end."""
+
+
 def _caption_stage(
-    choice: EngineChoice, dataset: Dataset, evidence: tuple[str, ...], prompts: str
+    config: CaptionConfig, dataset: Dataset, evidence: tuple[str, ...], prompts: str
 ) -> Caption:
+    choice, repair = config.engine, config.repair
     make: Callable[[], CaptionEngine]
     resources = Resources()
     if choice.endpoint is not None:
         journal = Journal(dataset, f"captions/{choice.name}")
         make, version = partial(Endpoint, choice.endpoint, journal), Endpoint.version
         settings = choice.endpoint.fingerprint_fields()
-        resources = Resources(workers=1, is_free=False)  # one keeps the books, for all shards
+        resources = Resources(workers=1, is_free=False, lanes=_OPEN_SHARDS)  # one keeps the books
     else:
         assert choice.composer is not None
+        repair = False  # it says the same again
         make, version = partial(Composer, choice.composer), Composer.version
         settings = choice.composer.model_dump(mode="json")
-    return Caption(choice.name, make, version, settings, evidence, prompts, resources)
+    return Caption(
+        choice.name,
+        make,
+        version,
+        settings,
+        evidence,
+        prompts,
+        config.max_words,
+        repair,
+        resources,
+    )
 
 
 @dataclass

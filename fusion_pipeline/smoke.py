@@ -181,7 +181,7 @@ class _Trial:
         runner = ChainRunner(replace(self.chain, steps=(step,)))
         try:
             if todo:
-                runner.open_all()
+                runner.open()
             for shard in todo:
                 for result in runner.run(shard):
                     self.seconds[step.table, shard] = round(result.seconds, 3)

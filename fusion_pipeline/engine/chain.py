@@ -265,7 +265,7 @@ class ChainRunner:
         examine(place, step, opener, shard, images, redo, self.watch, start)
         self.watch.rest()
 
-    def open_all(self) -> None:
+    def open(self) -> None:
         """Load every model now, not at the first shard. Raises StageError."""
         for step in self.chain.steps:
             try:
@@ -302,6 +302,6 @@ class ChainRunner:
 def run_in_process(chain: Chain, shards: Sequence[int]) -> Iterator[ShardResult]:
     """The plain loop: every step of every shard, one after the other, without Ray."""
     runner = ChainRunner(chain)
-    runner.open_all()
+    runner.open()
     for shard in shards:
         yield from runner.run(shard)

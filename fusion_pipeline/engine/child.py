@@ -66,7 +66,7 @@ def serve(connection: Connection, watch: Watch) -> None:
     assert isinstance(chain, Chain)
     runner = ChainRunner(chain, watch)
     try:
-        runner.open_all()
+        runner.open()
         connection.send(Done())
         while True:
             order = orders.get()

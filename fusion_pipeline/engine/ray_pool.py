@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from fusion_pipeline.engine.chain import Chain
+from fusion_pipeline.engine.chain import Chain, ChainRunner
 from fusion_pipeline.engine.errors import StageError
 from fusion_pipeline.engine.guard import Guard, Incident, Limits, default_memory
 from fusion_pipeline.engine.shard import ShardResult
@@ -65,11 +65,15 @@ class _PoolWorker:
         """`neighbours`: workers on each machine, this one included."""
         memory = limits.memory_bytes or default_memory(neighbours)
         memory = max(memory, int(chain.resources.memory_gb * 2**30))
-        self._guard = Guard(chain, replace(limits, memory_bytes=memory))
+        self._host: Guard | ChainRunner
+        if chain.resources.lanes > 1:
+            self._host = ChainRunner(chain)
+        else:
+            self._host = Guard(chain, replace(limits, memory_bytes=memory))
         self._metrics = _Metrics()
         self._broken: StageError | None = None
         try:
-            self._guard.open()
+            self._host.open()
         except StageError as error:
             self._broken = error  # raised by the first task: an actor that dies at birth is retried
 
@@ -81,7 +85,7 @@ class _PoolWorker:
             if row["step"] is not None:
                 yield block.slice(number, 1)  # of an earlier pool
                 continue
-            for result in self._guard.run(row["shard"]):
+            for result in self._host.run(row["shard"]):
                 if result is None:
                     yield _sign_of_life(row["shard"])
                     continue
@@ -217,7 +221,8 @@ def run_on_ray(
             fn_constructor_args=(pool, limits, neighbours),
             batch_size=None,
             batch_format="pyarrow",
-            compute=ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),
+            compute=ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=1 + resources.lanes),
+            max_concurrency=resources.lanes,
             # Shares, not whole CPUs: pools that together ask for more than there is never start.
             num_cpus=round(min(resources.cpus, share), 3),
             num_gpus=resources.gpus or None,

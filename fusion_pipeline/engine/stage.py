@@ -32,6 +32,9 @@ class Resources:
     is_free: bool = True
     """Whether work may be repeated for nothing, to find the image that kills its process. Not so
     where it is paid for."""
+    lanes: int = 1
+    """Shards that one worker has open at a time. With more than one it is called from as many
+    threads, without a child process: for work that is done elsewhere (docs/decisions/006)."""
 
 
 CPU_WORKER = Resources()

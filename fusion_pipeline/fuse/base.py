@@ -36,6 +36,8 @@ class CaptionRequest:
     text: Sequence[TextLine]
     alt_texts: Sequence[str]
     shard: int = 0
+    correction: tuple[str, str] | None = None
+    """An earlier answer, and what was wrong with it: the next two turns of the conversation."""
     info: ImageInfo | None = None
     """What ingest found when it decoded the image whole; None: not known."""
 

@@ -46,8 +46,13 @@ def request_body(request: CaptionRequest, config: CompletionConfig) -> bytes:
         image["detail"] = config.detail
     # The image comes first, as in the `<image>\n…` turns that open models are trained on.
     parts = [{"type": "image_url", "image_url": image}, {"type": "text", "text": request.prompt}]
+    messages: list[dict[str, Any]] = [{"role": "user", "content": parts}]
+    if request.correction is not None:
+        earlier, complaint = request.correction
+        messages.append({"role": "assistant", "content": earlier})
+        messages.append({"role": "user", "content": complaint})
     fields: dict[str, Any] = {
-        "messages": [{"role": "user", "content": parts}],
+        "messages": messages,
         "model": config.model,
         "max_tokens": config.max_tokens,
         "temperature": config.temperature,

@@ -203,7 +203,8 @@ class Endpoint:
     async def caption(self, request: CaptionRequest) -> CaptionOutcome:
         """Caption one sample; at most `concurrency` samples are decoded or asked for at a time."""
         session = self._session_of_this_loop()
-        asking = _Asking(request, request_id(request.key, request.prompt, self._settings))
+        texts = (request.prompt, *(request.correction or ()))
+        asking = _Asking(request, request_id(request.key, texts, self._settings))
         if self._journal is not None:
             known = self._journal.answer(asking.id, request.shard)
             if known is not None:
@@ -289,7 +290,9 @@ class Endpoint:
         return self._prices.cost(self._most_tokens(asking.request), self.config.max_tokens)
 
     def _most_tokens(self, request: CaptionRequest) -> int:
-        return len(request.prompt.encode()) + _TURN_TOKENS + self.config.image_tokens
+        texts = (request.prompt, *(request.correction or ()))
+        length = sum(len(text.encode()) + _TURN_TOKENS for text in texts)
+        return length + self.config.image_tokens
 
     async def _intend(self, asking: _Asking) -> Attempt:
         most, shard = self._most(asking), asking.request.shard

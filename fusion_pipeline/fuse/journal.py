@@ -32,9 +32,9 @@ _SHARDS_KEPT = 64
 """Of so many shards the answers of this process are kept, in case a shard is done again."""
 
 
-def request_id(key: str, prompt: str, settings: object) -> str:
+def request_id(key: str, texts: Sequence[str], settings: object) -> str:
     """Of all that an answer hangs on. `key`: the sample's, a hash of the image's bytes."""
-    return short_hash(canonical_json([key, prompt, settings]))
+    return short_hash(canonical_json([key, list(texts), settings]))
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 import asyncio
 import atexit
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -11,10 +12,13 @@ import pyarrow as pa
 from fusion_pipeline.dataset.images import ImageInfo
 from fusion_pipeline.dataset.rows import NotOk, Ok, Outcome, build_table
 from fusion_pipeline.engine.stage import CPU_WORKER, Resources, ShardBlock, Worker
-from fusion_pipeline.fuse.base import Captioned, CaptionEngine, CaptionOutcome, CaptionRequest
+from fusion_pipeline.fuse.base import Captioned, CaptionEngine, CaptionFailed, CaptionRequest
+from fusion_pipeline.prompts import rules
+from fusion_pipeline.prompts.hints import Hints
 from fusion_pipeline.prompts.stages import read_evidence
 
 _TICK_S = 10.0
+_CLOSING_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -29,11 +33,16 @@ class Caption:
     evidence: tuple[str, ...]
     prompts: str
     """The table of prompts."""
+    max_words: int = 192
+    repair: bool = False
+    """Ask once more for a caption that breaks rules, naming them; the better of both is kept."""
     resources: Resources = CPU_WORKER
 
     columns: Sequence[pa.Field] = (
         pa.field("caption", pa.string()),
         pa.field("finish", pa.string()),  # stop, length, blocked
+        pa.field("violations", pa.list_(pa.string())),  # names of `prompts.rules.Rule`
+        pa.field("repairs", pa.int8()),  # how often it was asked for again
     )
 
     @property
@@ -49,27 +58,64 @@ class Caption:
         return (*self.evidence, self.prompts)
 
     def settings(self) -> Mapping[str, Any]:
-        return self.engine_settings
+        checks = {"rules": rules.VERSION, "max_words": self.max_words, "repair": self.repair}
+        return {**self.engine_settings, **checks}
 
     def revision(self) -> None:
         return None
 
     def open(self) -> Worker:
-        engine, loop = self.make_engine(), asyncio.Runner()  # one loop: connections stay open
-        atexit.register(lambda: loop.run(engine.close()))
-        return lambda block: loop.run(self._caption(engine, block))
+        """The worker may be called from several threads: one engine serves all their shards."""
+        engine, loop = self.make_engine(), asyncio.new_event_loop()
+        threading.Thread(target=loop.run_forever, name=self.name, daemon=True).start()
+
+        def work(block: ShardBlock) -> pa.Table:
+            return asyncio.run_coroutine_threadsafe(self._caption(engine, block), loop).result()
+
+        atexit.register(
+            lambda: asyncio.run_coroutine_threadsafe(engine.close(), loop).result(_CLOSING_S)
+        )
+        return work
 
     async def _caption(self, engine: CaptionEngine, block: ShardBlock) -> pa.Table:
-        asked = [asyncio.ensure_future(engine.caption(r)) for r in self._requests(block)]
+        asked = [asyncio.ensure_future(self._ask(engine, r)) for r in self._requests(block)]
         # The engine has time limits of its own, far longer than other work may be silent.
         ticking = asyncio.create_task(_tick(block))
         try:
-            answers = await asyncio.gather(*asked)
+            outcomes = await asyncio.gather(*asked)
         finally:  # of an engine that is broken the other requests are given up, too
             for task in (ticking, *asked):
                 task.cancel()
             await asyncio.gather(*asked, return_exceptions=True)
-        return build_table(block.keys, [_outcome(answer) for answer in answers], self.columns)
+        return build_table(block.keys, outcomes, self.columns)
+
+    async def _ask(self, engine: CaptionEngine, request: CaptionRequest) -> Outcome:
+        answer = await engine.caption(request)
+        if isinstance(answer, CaptionFailed):
+            return NotOk("failed", answer.reason)
+        if answer.caption is None:
+            return NotOk("filtered", "blocked", {"finish": answer.finish.value})
+        found, repairs = self._check(answer.caption, request), 0
+        if found and self.repair:
+            repairs = 1
+            correction = (answer.caption, rules.complaint(found))
+            again = await engine.caption(replace(request, correction=correction))
+            if isinstance(again, Captioned) and again.caption is not None:
+                left = self._check(again.caption, request)
+                if len(left) < len(found):
+                    answer, found = again, left
+        return Ok(
+            {
+                "caption": answer.caption,
+                "finish": answer.finish.value,
+                "violations": sorted({violation.rule.value for violation in found}),
+                "repairs": repairs,
+            }
+        )
+
+    def _check(self, caption: str, request: CaptionRequest) -> list[rules.Violation]:
+        evidence = Hints(text=tuple(request.text), alt_texts=tuple(request.alt_texts))
+        return rules.check(caption, evidence, self.max_words)
 
     def _requests(self, block: ShardBlock) -> list[CaptionRequest]:
         columns = zip(
@@ -91,8 +137,8 @@ class Caption:
                 row.objects,
                 row.text,
                 row.alt_texts,
-                block.shard,
-                ImageInfo.from_row(sample),
+                shard=block.shard,
+                info=ImageInfo.from_row(sample),
             )
             for key, image, sample, prompt, row in columns
         ]
@@ -102,11 +148,3 @@ async def _tick(block: ShardBlock) -> None:
     while True:
         block.tick()
         await asyncio.sleep(_TICK_S)
-
-
-def _outcome(answer: CaptionOutcome) -> Outcome:
-    if isinstance(answer, Captioned):
-        if answer.caption is None:
-            return NotOk("filtered", "blocked", {"finish": answer.finish.value})
-        return Ok({"caption": answer.caption, "finish": answer.finish.value})
-    return NotOk("failed", answer.reason)

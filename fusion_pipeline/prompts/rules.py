@@ -22,6 +22,10 @@ MAX_QUOTE = 80
 """Longest quote of a violation, in characters."""
 
 
+VERSION = 1
+"""Raised by hand when the same caption gets another verdict."""
+
+
 class Rule(StrEnum):
     EMPTY = "empty"
     OPENING = "opening"

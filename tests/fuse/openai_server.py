@@ -39,8 +39,13 @@ class TextPart(_Strict):
 
 
 class Message(_Strict):
-    role: Literal["user"]
-    content: list[ImagePart | TextPart]
+    role: Literal["user", "assistant"]
+    content: str | list[ImagePart | TextPart]
+
+    @property
+    def parts(self) -> list[ImagePart | TextPart]:
+        assert isinstance(self.content, list)
+        return self.content
 
 
 class ChatRequest(_Strict):
@@ -54,12 +59,12 @@ class ChatRequest(_Strict):
 
     @property
     def image_url(self) -> ImageUrl:
-        (part,) = [p for p in self.messages[0].content if isinstance(p, ImagePart)]
+        (part,) = [p for p in self.messages[0].parts if isinstance(p, ImagePart)]
         return part.image_url
 
     @property
     def prompt(self) -> str:
-        (part,) = [p for p in self.messages[0].content if isinstance(p, TextPart)]
+        (part,) = [p for p in self.messages[0].parts if isinstance(p, TextPart)]
         return part.text
 
 
