@@ -203,7 +203,7 @@ def _caption_stage(
 ) -> Caption:
     choice, repair = config.engine, config.repair
     make: Callable[[], CaptionEngine]
-    resources = Resources()
+    resources, journal = Resources(), None
     if choice.endpoint is not None:
         journal = Journal(dataset, f"captions/{choice.name}")
         make, version = partial(Endpoint, choice.endpoint, journal), Endpoint.version
@@ -223,6 +223,7 @@ def _caption_stage(
         prompts,
         config.max_words,
         repair,
+        journal,
         resources,
     )
 

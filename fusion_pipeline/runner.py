@@ -23,6 +23,8 @@ from fusion_pipeline.engine.shard import ALL_SHARDS, Redo, ShardResult
 from fusion_pipeline.engine.stage import Source
 from fusion_pipeline.engine.stop import Stopper
 from fusion_pipeline.errors import FusionError, printable
+from fusion_pipeline.fuse.closing import Meter
+from fusion_pipeline.fuse.stage import Caption
 from fusion_pipeline.pipeline import ChainPhase, GlobalPhase, Pipeline
 
 
@@ -165,10 +167,17 @@ class Runner:
         chain.describe()
         if not pending:
             return
+        meters = [
+            Meter(step.work.journal)
+            for step in chain.reduced(pending).steps
+            if isinstance(step.work, Caption) and step.work.journal is not None
+        ]
         with RunLog(dataset.storage, self._run_id) as log:
             settings = self._pipeline.config.runner
             fuse = Fuse(settings.max_failure_rate, settings.fuse_after_rows)
             self.committed += drive(chain, pending, self._runner(), log, fuse, self._console)
+        for meter in meters:
+            self._console.print(meter.panel())
 
     def _planned(self, phase: ChainPhase, wanted: set[str]) -> list[int] | None:
         """Rows of each shard by the committed plan; None when there is none for this source.

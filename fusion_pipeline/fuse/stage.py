@@ -13,6 +13,7 @@ from fusion_pipeline.dataset.images import ImageInfo
 from fusion_pipeline.dataset.rows import NotOk, Ok, Outcome, build_table
 from fusion_pipeline.engine.stage import CPU_WORKER, Resources, ShardBlock, Worker
 from fusion_pipeline.fuse.base import Captioned, CaptionEngine, CaptionFailed, CaptionRequest
+from fusion_pipeline.fuse.journal import Journal
 from fusion_pipeline.prompts import rules
 from fusion_pipeline.prompts.hints import Hints
 from fusion_pipeline.prompts.stages import read_evidence
@@ -36,6 +37,8 @@ class Caption:
     max_words: int = 192
     repair: bool = False
     """Ask once more for a caption that breaks rules, naming them; the better of both is kept."""
+    journal: Journal | None = None
+    """The engine's, if it keeps one."""
     resources: Resources = CPU_WORKER
 
     columns: Sequence[pa.Field] = (

@@ -38,7 +38,7 @@ def photos(folder: Path) -> Path:
 
 def pipeline_of(server: OpenAIServer, tmp_path: Path, *overrides: str) -> Pipeline:
     endpoint = {"url": server.url, "model": MODEL, "key_env": "CAPTION_KEY"}
-    endpoint |= {"max_retries": 0}
+    endpoint |= {"max_retries": 0, "prices": {"input": 5, "output": 20}}
     settings = [
         f"run={tmp_path / 'run'}",
         "source.webdataset=null",
@@ -63,6 +63,11 @@ def test_captions_of_a_model_behind_a_socket(server: OpenAIServer, tmp_path: Pat
     assert captions.by_status["failed:http_500"] == 1
     Runner(pipeline, Options(in_process=True, retry_failed=True), Console(file=log)).run()
     assert count_table(pipeline.selected, table).ok == 5
+
+    said = " ".join(log.getvalue().split())
+    assert "captions 5, ended by: stop 5" in said
+    assert "rules broken none" in said
+    assert "dollars 0.01 this run, 0.04 so far; 7,290 a million" in said
 
     exported = json.loads((tmp_path / "run" / "export" / "llava.json").read_text())
     assert [row["conversations"][1]["value"] for row in exported] == [CAPTION] * 5
