@@ -8,6 +8,7 @@ messages, so their text is never repeated).
 
 import asyncio
 import email.utils
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -261,7 +262,7 @@ class Endpoint:
             api_key=self._key.get_secret_value(),
             timeout=self.config.timeout_s,
             max_retries=0,  # each attempt is to be written down
-            http_client=openai.DefaultAioHttpClient(),  # a third of the default one's CPU time
+            http_client=openai.DefaultAioHttpClient(),  # half of the default one's CPU time
         )
 
     async def _attempt(self, session: _Session, asking: _Asking) -> CaptionOutcome:
@@ -451,12 +452,10 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds, from `retry-after-ms` or `Retry-After` (RFC 9110: seconds or a date)."""
     milliseconds, text = headers.get("retry-after-ms", ""), headers.get("retry-after", "")
     try:
-        if milliseconds:
-            return max(float(milliseconds) / 1000, 0.0)
-        return max(float(text), 0.0)
-    except ValueError:
-        pass  # a date, or nothing
-    try:
-        return max(email.utils.parsedate_to_datetime(text).timestamp() - time.time(), 0.0)
-    except ValueError:
-        return None
+        seconds = float(milliseconds) / 1000 if milliseconds else float(text)
+    except ValueError:  # a date, or nothing
+        try:
+            seconds = email.utils.parsedate_to_datetime(text).timestamp() - time.time()
+        except ValueError:
+            return None
+    return None if math.isnan(seconds) else max(seconds, 0.0)

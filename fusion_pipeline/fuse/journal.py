@@ -69,7 +69,7 @@ class Attempt:
 
 
 class Journal:
-    """Of one table of captions; picklable until it is started."""
+    """Of one table of captions. Pickled, it is one that is not started."""
 
     def __init__(self, dataset: Dataset, table: str) -> None:
         self.dataset = dataset
@@ -84,6 +84,9 @@ class Journal:
         self._next: asyncio.Task[None] | None = None
         self._putting: asyncio.Lock | None = None
         self._put_at = 0.0
+
+    def __reduce__(self) -> tuple[type["Journal"], tuple[Dataset, str]]:
+        return Journal, (self.dataset, self.table)
 
     @property
     def folder(self) -> str:
