@@ -13,6 +13,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -222,7 +223,7 @@ def run_on_ray(
             batch_size=None,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=1 + resources.lanes),
-            max_concurrency=resources.lanes,
+            ray_remote_args_fn=partial(_threads, resources.lanes),
             # Shares, not whole CPUs: pools that together ask for more than there is never start.
             num_cpus=round(min(resources.cpus, share), 3),
             num_gpus=resources.gpus or None,
@@ -231,6 +232,11 @@ def run_on_ray(
     for row in _timely(_rows(dataset), _START_S + 3 * limits.stall_s):
         if row["step"]:  # neither a shard nor a sign of life
             yield _result(row)
+
+
+def _threads(lanes: int) -> dict[str, int]:
+    """Options of an actor that `map_batches` has no parameters for."""
+    return {"max_concurrency": lanes}
 
 
 _START_S = 300.0
