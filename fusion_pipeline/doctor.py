@@ -180,7 +180,7 @@ def _engine(pipeline: Pipeline) -> Iterator[Check]:
     if endpoint is None:
         yield Check("caption engine", "ok", "composer (offline baseline)")
         return
-    for url in endpoint.urls:
+    for url in endpoint.url:
         found = f"{endpoint.model} at {url}"
         if _answers(url):
             there = f"{found} (a server listens; --smoke tries the model)"

@@ -232,7 +232,7 @@ class _Trial:
         endpoint = self.config.caption.engine.endpoint
         if endpoint is None or step is not self.chain.steps[-1]:
             return _line(row["reason"])
-        return _line(f"{row['reason']} ({endpoint.model} at {endpoint.url})")
+        return _line(f"{row['reason']} ({endpoint.model} at {', '.join(endpoint.url)})")
 
     def _found(self, kind: EvidenceKind, cell: Sequence[Mapping[str, Any]]) -> list[Found]:
         hints = self.config.hints

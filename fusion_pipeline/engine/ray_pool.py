@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -66,9 +66,9 @@ class _PoolWorker:
         """`neighbours`: workers on each machine, this one included."""
         memory = limits.memory_bytes or default_memory(neighbours)
         memory = max(memory, int(chain.resources.memory_gb * 2**30))
-        self._host: Guard | ChainRunner
+        self._host: Guard | _Lanes
         if chain.resources.lanes > 1:
-            self._host = ChainRunner(chain)
+            self._host = _Lanes(chain)
         else:
             self._host = Guard(chain, replace(limits, memory_bytes=memory))
         self._metrics = _Metrics()
@@ -93,6 +93,33 @@ class _PoolWorker:
                 self._metrics.add(result)
                 yield _row(row["shard"], result)
             yield _row(row["shard"])
+
+
+class _Lanes:
+    """Runs a chain in this process, for as many shards at a time as there are calls."""
+
+    def __init__(self, chain: Chain) -> None:
+        self._runner = ChainRunner(chain)
+
+    def open(self) -> None:
+        self._runner.open()
+
+    def run(self, shard: int) -> Iterator[ShardResult | None]:
+        """Like `Guard.run`: None now and then, as long as the stage says that it is at work."""
+        found, watch = _collected(self._runner.run(shard)), self._runner.watch
+        while True:
+            ticks = watch.ticks
+            try:
+                result = found.get(timeout=_SIGN_OF_LIFE_S)
+            except queue.Empty:
+                if watch.ticks != ticks:
+                    yield None
+                continue
+            if isinstance(result, Exception):
+                raise result
+            if result is None:
+                return
+            yield result
 
 
 class _Metrics:
@@ -239,6 +266,7 @@ def _threads(lanes: int) -> dict[str, int]:
     return {"max_concurrency": lanes}
 
 
+_SIGN_OF_LIFE_S = 60.0
 _START_S = 300.0
 """For actors to be placed and models to be loaded, on top of the silence that workers may keep."""
 
@@ -256,17 +284,7 @@ def _rows(dataset: Any) -> Iterator[dict[str, Any]]:
 def _timely(rows: Iterator[dict[str, Any]], silence_s: float) -> Iterator[dict[str, Any]]:
     """The same rows; raises StageError when none comes for so long. Workers have an eye on
     themselves, so this is Ray's: a node is lost for good, or what a pool asks for is not there."""
-    found: queue.SimpleQueue[dict[str, Any] | Exception | None] = queue.SimpleQueue()
-
-    def collect() -> None:
-        try:
-            for row in rows:
-                found.put(row)
-            found.put(None)
-        except Exception as error:  # noqa: BLE001 - raised again below, in the caller's thread
-            found.put(error)
-
-    threading.Thread(target=collect, name="ray-results", daemon=True).start()
+    found = _collected(rows)
     while True:
         try:
             row = found.get(timeout=silence_s)
@@ -277,6 +295,25 @@ def _timely(rows: Iterator[dict[str, Any]], silence_s: float) -> Iterator[dict[s
         if row is None:
             return
         yield row
+
+
+T = TypeVar("T")
+
+
+def _collected(items: Iterator[T]) -> "queue.SimpleQueue[T | Exception | None]":
+    """The items as a thread of their own gets them, then None; or what they end with."""
+    found: queue.SimpleQueue[T | Exception | None] = queue.SimpleQueue()
+
+    def collect() -> None:
+        try:
+            for item in items:
+                found.put(item)
+            found.put(None)
+        except Exception as error:  # noqa: BLE001 - for the reader to raise, in its own thread
+            found.put(error)
+
+    threading.Thread(target=collect, name="collector", daemon=True).start()
+    return found
 
 
 def _stalled(silence_s: float) -> str:

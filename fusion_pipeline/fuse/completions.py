@@ -5,7 +5,14 @@ import base64
 import json
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+)
 
 from fusion_pipeline.fuse.base import (
     Captioned,
@@ -75,8 +82,8 @@ class _Choice(BaseModel):
 
 
 class Usage(BaseModel):
-    prompt_tokens: int = Field(default=0, ge=0)
-    completion_tokens: int = Field(default=0, ge=0)
+    prompt_tokens: int = Field(ge=0)
+    completion_tokens: int = Field(ge=0)
 
 
 class Completion(BaseModel):
@@ -84,6 +91,15 @@ class Completion(BaseModel):
 
     choices: list[_Choice] = Field(min_length=1)
     usage: Usage | None = None
+
+    @field_validator("usage", mode="wrap")
+    @classmethod
+    def _whole(cls, value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+        """An incomplete one is none: half of a cost is no cost."""
+        try:
+            return validate(value)
+        except ValidationError:
+            return None
 
     @classmethod
     def parse(cls, body: bytes) -> "Completion | None":
@@ -94,7 +110,8 @@ class Completion(BaseModel):
             return None
 
     def outcome(self) -> CaptionOutcome:
-        choice, usage = self.choices[0], self.usage or Usage()
+        choice = self.choices[0]
+        usage = self.usage or Usage(prompt_tokens=0, completion_tokens=0)
         tokens = usage.prompt_tokens, usage.completion_tokens
         if choice.finish_reason == "content_filter" or choice.message.refusal:
             return Captioned(None, Finish.BLOCKED, *tokens)

@@ -7,6 +7,7 @@ messages, so their text is never repeated).
 """
 
 import asyncio
+import contextlib
 import email.utils
 import math
 import os
@@ -20,7 +21,7 @@ from urllib.parse import urlsplit
 import httpx2
 import openai
 from pydantic import (
-    AfterValidator,
+    BeforeValidator,
     Field,
     SecretStr,
     model_validator,
@@ -49,6 +50,8 @@ from fusion_pipeline.fuse.traffic import Backend, Backends, Rate, Slots
 # The longest `Retry-After` that is obeyed; a longer one ends the attempts.
 _MAX_RETRY_AFTER_S = 120.0
 _AGAIN = {408, 409, 429}
+_COSTLY = {408, 502, 504, *range(520, 528)}
+"""Statuses behind which an answer may have been made, and paid: gateways that waited no longer."""
 _TURN_TOKENS = 64
 """The most that a chat template adds."""
 # OpenAI's code and Azure's code for a prompt that the content filter refused.
@@ -74,13 +77,18 @@ def _base_url(url: str) -> str:
     return url
 
 
+def _base_urls(value: object) -> object:
+    """One or several, each checked."""
+    urls = [value] if isinstance(value, str) else value
+    if not (isinstance(urls, list | tuple) and urls and all(isinstance(u, str) for u in urls)):
+        raise ValueError("must be a base URL, or a list of them")
+    return tuple(map(_base_url, urls))
+
+
 class EndpointConfig(CompletionConfig):
     """Where captions come from, and how they are asked for."""
 
-    url: (
-        Annotated[str, AfterValidator(_base_url)]
-        | tuple[Annotated[str, AfterValidator(_base_url)], ...]
-    )
+    url: Annotated[tuple[str, ...], BeforeValidator(_base_urls)]
     """Base URL, such as `https://api.openai.com/v1` or `http://localhost:8000/v1`; or several that
     serve the same model: the least busy one is asked, and one that is gone is left alone."""
     key_env: str | None = Field(default="OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
@@ -108,15 +116,9 @@ class EndpointConfig(CompletionConfig):
 
     @model_validator(mode="after")
     def _payable(self) -> Self:
-        if not self.urls:
-            raise ValueError("url: name at least one")
         if self.budget_dollars is not None and self.prices is None:
             raise ValueError("budget_dollars: prices are needed to keep it")
         return self
-
-    @property
-    def urls(self) -> tuple[str, ...]:
-        return (self.url,) if isinstance(self.url, str) else self.url
 
     def fingerprint_fields(self) -> dict[str, Any]:
         """The fields that change captions."""
@@ -141,6 +143,8 @@ class _Asking:
     body: bytes = b""
     is_funded: bool = False
     """Money is set aside for one attempt."""
+    funded: float = 0.0
+    """Dollars: the most that it can cost."""
     attempt: Attempt | None = None
     """The one that is written down."""
 
@@ -196,6 +200,9 @@ class Endpoint:
         self._prices = config.prices or Prices(input=0, output=0)
         self._spent = 0.0
         """Without a journal."""
+        self._excess = 0
+        """Prompt tokens beyond what was thought to be the most."""
+        self._has_answered = False
         self._usual = _Usual()
         self._session: _Session | None = None
         if journal is not None:
@@ -219,14 +226,16 @@ class Endpoint:
         try:
             return await attempts(self._attempt, session, asking)
         except _Again as last:
-            failed = CaptionFailed(last.reason)
+            await self._settle(session, asking, 0.0)
+            return CaptionFailed(last.reason)
         except DecodeError:
-            failed = CaptionFailed("undecodable")
+            await self._settle(session, asking, 0.0)
+            return CaptionFailed("undecodable")
         except EndpointError:
             await self._settle(session, asking, 0.0)
             raise
-        await self._settle(session, asking, 0.0)
-        return failed
+        finally:
+            self._abandon(session, asking)
 
     async def close(self) -> None:
         """Close the connections. A later `caption` opens new ones."""
@@ -248,10 +257,10 @@ class Endpoint:
                 self._journal.new_loop()
             self._session = _Session(
                 loop,
-                {url: self._client(url) for url in config.urls},
+                {url: self._client(url) for url in config.url},
                 Slots(config.concurrency),
                 Rate(config.requests_per_minute, config.tokens_per_minute),
-                Backends(config.urls),
+                Backends(config.url),
                 Ledger(config.budget_dollars, self.dollars),
             )
         return self._session
@@ -267,7 +276,8 @@ class Endpoint:
 
     async def _attempt(self, session: _Session, asking: _Asking) -> CaptionOutcome:
         if not asking.is_funded:  # before the slot: who waits for money must not hold one
-            await session.ledger.reserve(self._most(asking))
+            asking.funded = self._most(asking)
+            await session.ledger.reserve(asking.funded)
             asking.is_funded = True
         async with session.slots.one():
             if not asking.body:
@@ -280,7 +290,7 @@ class Endpoint:
             except _Again as failure:
                 session.slots.count(failure.reason == "http_429")
                 if failure.is_charged:
-                    await self._settle(session, asking, self._most(asking))
+                    await self._settle(session, asking, asking.funded)
                 raise
             session.slots.count(False)
         await self._settle(session, asking, dollars, outcome)
@@ -293,13 +303,13 @@ class Endpoint:
     def _most_tokens(self, request: CaptionRequest) -> int:
         texts = (request.prompt, *(request.correction or ()))
         length = sum(len(text.encode()) + _TURN_TOKENS for text in texts)
-        return length + self.config.image_tokens
+        return length + self.config.image_tokens + self._excess
 
     async def _intend(self, asking: _Asking) -> Attempt:
-        most, shard = self._most(asking), asking.request.shard
+        shard = asking.request.shard
         if self._journal is None:
-            return Attempt("", asking.id, shard, most)
-        return await self._journal.intend(asking.id, shard, most)
+            return Attempt("", asking.id, shard, asking.funded)
+        return await self._journal.intend(asking.id, shard, asking.funded)
 
     async def _settle(
         self,
@@ -310,28 +320,54 @@ class Endpoint:
     ) -> None:
         """The attempt, if there is one, has ended and cost so much."""
         attempt, asking.attempt = asking.attempt, None
-        is_funded, asking.is_funded = asking.is_funded, False
         answer = outcome if isinstance(outcome, Captioned) else None
-        if self._journal is None:
-            self._spent += dollars
-        elif attempt is not None:
-            await self._journal.end(attempt, dollars, answer)
-        if is_funded:
-            await session.ledger.release(self._most(asking))
+        try:
+            if self._journal is None:
+                self._spent += dollars
+            elif attempt is not None:
+                await self._journal.end(attempt, dollars, answer)
+        finally:
+            self._release(session, asking)
+
+    def _abandon(self, session: _Session, asking: _Asking) -> None:
+        """What was given up (the run ends, the disk is full) counts in full, as it does for the
+        next start: its intent has no end."""
+        if asking.attempt is not None:
+            if self._journal is None:
+                self._spent += asking.funded
+            else:
+                self._journal.give_up(asking.attempt)
+            asking.attempt = None
+        self._release(session, asking)
+
+    def _release(self, session: _Session, asking: _Asking) -> None:
+        if asking.is_funded:
+            asking.is_funded = False
+            session.ledger.release(asking.funded)
 
     async def _ask(self, session: _Session, asking: _Asking) -> tuple[CaptionOutcome, float]:
         """What is answered, and what it costs. Raises _Again, EndpointError."""
         content = await self._send(session, asking)
         if isinstance(content, openai.APIStatusError):
-            return self._refused(content), 0.0
+            outcome = self._refused(content)
+            # A prompt that the filter refused was read, and may be on the bill.
+            if isinstance(outcome, CaptionFailed):
+                return outcome, 0.0
+            completion = Completion.parse(content.response.content)
+            return outcome, self._cost(completion.usage if completion else None, asking)
         completion = Completion.parse(content)
         if completion is None:
             raise _Again("bad_response", is_charged=True)
-        outcome, usage = completion.outcome(), completion.usage
+        self._has_answered = True
+        return completion.outcome(), self._cost(completion.usage, asking)
+
+    def _cost(self, usage: Usage | None, asking: _Asking) -> float:
         if usage is None:
-            return outcome, self._most(asking)
+            return asking.funded
         self._usual.add(usage)
-        return outcome, self._prices.cost(usage.prompt_tokens, usage.completion_tokens)
+        excess = usage.prompt_tokens - self._most_tokens(asking.request)
+        self._excess += max(excess, 0)  # `image_tokens` is too small: more is set aside from now on
+        return self._prices.cost(usage.prompt_tokens, usage.completion_tokens)
 
     async def _send(self, session: _Session, asking: _Asking) -> bytes | openai.APIStatusError:
         most = float(self._most_tokens(asking.request) + self.config.max_tokens)
@@ -367,6 +403,8 @@ class Endpoint:
         """What a status other than 200 means. Raises _Again, EndpointError."""
         config, status, code = self.config, error.status_code, error.code
         url = str(error.request.url).removesuffix("/chat/completions")
+        if status == 403 and self._has_answered:
+            return CaptionFailed("http_403")  # some gateways answer so to one flagged picture
         if status in (401, 403):
             hint = (
                 "set `key_env` to the environment variable that holds a key"
@@ -380,7 +418,7 @@ class Endpoint:
                 f"{url} answered HTTP 404: it serves no model {config.model!r} (`model`), "
                 "or `url` is not the base URL of its API (it often ends in /v1)"
             )
-        if status == 429 and code == "insufficient_quota":
+        if status == 402 or (status == 429 and code == "insufficient_quota"):
             raise EndpointError(
                 f"{url} reports that the account's quota is used up (insufficient_quota): "
                 f"raise its limit, or use another key in {config.key_env} (`key_env`)"
@@ -399,7 +437,7 @@ class Endpoint:
                 return outcome
         after = _retry_after(error.response.headers)
         if (status in _AGAIN or status >= 500) and (after or 0.0) <= _MAX_RETRY_AFTER_S:
-            raise _Again(f"http_{status}", after)
+            raise _Again(f"http_{status}", after, is_charged=status in _COSTLY)
         return CaptionFailed(f"http_{status}")
 
 
@@ -443,19 +481,20 @@ def _pause(state: RetryCallState) -> float:
     """Seconds until the next attempt: what the endpoint asks for, or longer each time."""
     assert state.outcome is not None
     failure = state.outcome.exception()
-    if isinstance(failure, _Again) and failure.after is not None:
+    if isinstance(failure, _Again) and failure.after:
         return failure.after
-    return _BACKOFF(state)
+    return _BACKOFF(state)  # also for a server that says 0
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds, from `retry-after-ms` or `Retry-After` (RFC 9110: seconds or a date)."""
-    milliseconds, text = headers.get("retry-after-ms", ""), headers.get("retry-after", "")
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        with contextlib.suppress(ValueError):  # not there, or a date
+            seconds = float(headers.get(name, "")) * unit
+            if not math.isnan(seconds):
+                return max(seconds, 0.0)
     try:
-        seconds = float(milliseconds) / 1000 if milliseconds else float(text)
-    except ValueError:  # a date, or nothing
-        try:
-            seconds = email.utils.parsedate_to_datetime(text).timestamp() - time.time()
-        except ValueError:
-            return None
-    return None if math.isnan(seconds) else max(seconds, 0.0)
+        at = email.utils.parsedate_to_datetime(headers.get("retry-after", "")).timestamp()
+    except (ValueError, OverflowError):  # no date, or one that no clock will show
+        return None
+    return max(at - time.time(), 0.0)

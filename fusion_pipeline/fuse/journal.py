@@ -2,6 +2,7 @@
 
 journal/<table>/<client>-<number>.jsonl     lines of intents and ends, in segments
 journal/<table>/settled.json                what the segments that were read and removed had cost
+journal/<table>/owner.json                  the client that may ask
 
 Before a request goes out its *intent* is there, with the most it can cost. An intent without an
 end is charged in full at the next start, and its sample may be asked for again: so a crash costs at
@@ -9,8 +10,9 @@ most what was in flight. Answers that no table holds yet are given again from he
 image, prompt, model and parameters.
 
 An object store can't append: lines are put in segments, and whoever waits while one is being put
-shares the next. One client at a time works on a table, under the dataset's lease. An orphan of a
-dead run may add segments of its own, which the next start finds.
+shares the next. One client at a time works on a table, under the dataset's lease; an orphan finds
+that it is not the owner when it next writes an intent, and stops. What it had in flight was charged
+in full by then; if it ends all the same, it counts once more.
 """
 
 import asyncio
@@ -23,6 +25,7 @@ from typing import Any
 
 from fusion_pipeline.dataset.fingerprints import canonical_json, short_hash
 from fusion_pipeline.dataset.layout import Dataset
+from fusion_pipeline.dataset.lease import LeaseError
 from fusion_pipeline.fuse.base import Captioned, Finish
 
 _SEGMENT_S = 0.1
@@ -99,13 +102,16 @@ class Journal:
         stays, of another one its answers too. In memory are the latter."""
         storage = self.dataset.storage
         self._client = uuid.uuid4().hex[:12]
+        storage.put(f"{self.folder}/owner.json", json.dumps({"client": self._client}).encode())
+        settled_at = f"{self.folder}/settled.json"
+        mark = storage.version(settled_at)  # before it is read: who folds meanwhile changes it
         before, folded = _read_settled(self.dataset, self.folder)
         paths = [p for p in storage.files(self.folder) if p.endswith(".jsonl")]
-        for path in filter(folded.__contains__, paths):
-            storage.delete(path)  # a process died here
         segments = [path for path in paths if path not in folded]
-        history = _History(set(self.dataset.shards_of(self.table)))
+        history = _History(self._complete_shards())
         with ThreadPoolExecutor(1 if storage.is_local else _READERS) as pool:
+            for _ in pool.map(storage.delete, filter(folded.__contains__, paths)):
+                pass  # a process died before it had removed them
             for data in pool.map(storage.read, segments):
                 for line in _lines(data):
                     history.add(line)
@@ -119,9 +125,26 @@ class Journal:
             if kept:
                 self._put(kept)
             settled = {"spent": asdict(self.spent), "segments": segments}
-            storage.put(f"{self.folder}/settled.json", json.dumps(settled).encode())
-            for path in segments:
-                storage.delete(path)
+            content = json.dumps(settled).encode()
+            is_ours = (
+                storage.replace(settled_at, content, mark)
+                if mark
+                else storage.create(settled_at, content)
+            )
+            if not is_ours:
+                raise LeaseError(f"{storage.full(settled_at)} was written by another run")
+            with ThreadPoolExecutor(1 if storage.is_local else _READERS) as pool:
+                for _ in pool.map(storage.delete, segments):
+                    pass
+
+    def _complete_shards(self) -> set[int]:
+        """Those whose answers are all in the table: not even `--retry-failed` asks for more."""
+        footers = self.dataset.footers(self.table)
+        return {
+            shard
+            for shard, footer in footers.items()
+            if not any(name.startswith("failed") for name in footer.counts)
+        }
 
     def answer(self, request: str, shard: int) -> Captioned | None:
         """What the engine answered to this very request, if it did and no table holds it yet."""
@@ -145,6 +168,10 @@ class Journal:
                 del self._answers[next(iter(self._answers))]
         await self._write(_line("end", attempt, dollars, answer))
 
+    def give_up(self, attempt: Attempt) -> None:
+        """Nobody waits for its end any more: it counts in full."""
+        self.spent += Spent(attempt.dollars, 1)
+
     async def _write(self, line: str) -> None:
         self._waiting.append(line)
         if self._next is None:
@@ -164,9 +191,16 @@ class Journal:
                 self._put_at = loop.time()
 
     def _put(self, lines: Sequence[str]) -> None:
+        storage = self.dataset.storage
+        owner = json.loads(storage.read(f"{self.folder}/owner.json"))
+        if owner["client"] != self._client:
+            raise LeaseError(
+                f"{storage.full(self.folder)}: another process keeps these books now. This one, of "
+                "a run that is over, stops."
+            )
         path = f"{self.folder}/{self._client}-{self._segments:06d}.jsonl"
         self._segments += 1
-        self.dataset.storage.put(path, "".join(lines).encode())
+        storage.put(path, "".join(lines).encode())
 
     def new_loop(self) -> None:
         """To be called when another event loop goes on with it; nothing may be in flight."""

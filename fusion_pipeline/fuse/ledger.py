@@ -1,6 +1,7 @@
 """A budget that is never exceeded: the most a request can cost is set aside before it goes out."""
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -32,30 +33,53 @@ class Ledger:
         self._spent = spent
         self._reserved = 0.0
         self._in_flight = 0
-        self._changed = asyncio.Condition()
+        self._waiting: deque[tuple[float, asyncio.Future[None]]] = deque()
 
     async def reserve(self, dollars: float) -> None:
-        """Waits until what is in flight has left enough. Raises BudgetError when it never will."""
-        async with self._changed:
-            while not self._fits(dollars):
-                if not self._in_flight:
-                    raise BudgetError(
-                        f"the budget of ${self._budget:,.2f} is used up: ${self._spent():,.4f} are "
-                        f"spent, and one more caption may cost ${dollars:,.4f}. What was answered "
-                        "is kept; raise `budget_dollars` and run again to go on."
-                    )
-                await self._changed.wait()
-            self._reserved += dollars
-            self._in_flight += 1
+        """Waits, first come first served, until what is in flight has left enough.
 
-    async def release(self, dollars: float) -> None:
+        Raises BudgetError when it never will.
+        """
+        granted = asyncio.get_running_loop().create_future()
+        self._waiting.append((dollars, granted))
+        self._serve()
+        try:
+            await granted
+        except asyncio.CancelledError:
+            if granted.done() and not granted.cancelled() and granted.exception() is None:
+                self.release(dollars)
+            raise
+
+    def release(self, dollars: float) -> None:
         """Of a reservation whose cost, if any, is among what is spent now."""
-        async with self._changed:
-            self._reserved -= dollars
-            self._in_flight -= 1
-            self._changed.notify_all()
+        self._reserved -= dollars
+        self._in_flight -= 1
+        self._serve()
+
+    def _serve(self) -> None:
+        while self._waiting:
+            dollars, granted = self._waiting[0]
+            if granted.done():  # given up
+                self._waiting.popleft()
+            elif self._fits(dollars):
+                self._waiting.popleft()
+                self._reserved += dollars
+                self._in_flight += 1
+                granted.set_result(None)
+            elif not self._in_flight:
+                self._waiting.popleft()
+                granted.set_exception(self._used_up(dollars))
+            else:
+                return
 
     def _fits(self, dollars: float) -> bool:
         if self._budget is None:
             return True
         return self._spent() + self._reserved + dollars <= self._budget
+
+    def _used_up(self, dollars: float) -> BudgetError:
+        return BudgetError(
+            f"the budget of ${self._budget:,.2f} is used up: ${self._spent():,.4f} are spent, and "
+            f"one more caption may cost ${dollars:,.4f}. What was answered is kept; raise "
+            "`budget_dollars` and run again to go on."
+        )

@@ -73,24 +73,28 @@ class Caption:
         threading.Thread(target=loop.run_forever, name=self.name, daemon=True).start()
 
         def work(block: ShardBlock) -> pa.Table:
-            return asyncio.run_coroutine_threadsafe(self._caption(engine, block), loop).result()
+            requests = self._requests(block)  # here: the loop must not wait for images to be read
+            asked = self._caption(engine, requests, block)
+            outcomes = asyncio.run_coroutine_threadsafe(asked, loop).result()
+            return build_table(block.keys, outcomes, self.columns)
 
         atexit.register(
             lambda: asyncio.run_coroutine_threadsafe(engine.close(), loop).result(_CLOSING_S)
         )
         return work
 
-    async def _caption(self, engine: CaptionEngine, block: ShardBlock) -> pa.Table:
-        asked = [asyncio.ensure_future(self._ask(engine, r)) for r in self._requests(block)]
+    async def _caption(
+        self, engine: CaptionEngine, requests: Sequence[CaptionRequest], block: ShardBlock
+    ) -> list[Outcome]:
+        asked = [asyncio.ensure_future(self._ask(engine, request)) for request in requests]
         # The engine has time limits of its own, far longer than other work may be silent.
         ticking = asyncio.create_task(_tick(block))
         try:
-            outcomes = await asyncio.gather(*asked)
+            return await asyncio.gather(*asked)
         finally:  # of an engine that is broken the other requests are given up, too
             for task in (ticking, *asked):
                 task.cancel()
             await asyncio.gather(*asked, return_exceptions=True)
-        return build_table(block.keys, outcomes, self.columns)
 
     async def _ask(self, engine: CaptionEngine, request: CaptionRequest) -> Outcome:
         answer = await engine.caption(request)

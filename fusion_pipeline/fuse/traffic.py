@@ -63,12 +63,16 @@ class Rate:
     def __init__(self, requests: int | None, tokens: int | None) -> None:
         self._requests = _limiter(requests)
         self._tokens = _limiter(tokens)
+        self._turn = asyncio.Lock()  # in order: a limiter serves small amounts first
 
     async def wait(self, tokens: float) -> None:
-        if self._requests is not None:
-            await self._requests.acquire()
-        if self._tokens is not None:
-            await self._tokens.acquire(min(tokens, self._tokens.max_rate))
+        async with self._turn:
+            if self._requests is not None:
+                await self._requests.acquire()
+            while self._tokens is not None and tokens > 0:
+                part = min(tokens, self._tokens.max_rate)
+                await self._tokens.acquire(part)
+                tokens -= part
 
 
 _BURST_S = 2.0
@@ -88,6 +92,8 @@ class Backend:
     """One of the addresses that serve the model."""
 
     url: str
+    has_others: bool = True
+    """Without any, a pause between two attempts at a request is all there can be."""
     in_flight: int = 0
     losses: int = 0
     """Connections lost with no answer in between."""
@@ -98,14 +104,18 @@ class Backend:
 
     def answered(self, headers: Mapping[str, str]) -> None:
         """Anything that came over the connection: it is there."""
-        self.losses = self.rests = 0
-        self.rests_until = asyncio.get_running_loop().time() + _announced(headers)
+        if self.rests:
+            self.rests, self.rests_until = 0, 0.0
+        self.losses = 0
+        if wait := _announced(headers):  # an older answer, come late, does not take it back
+            until = asyncio.get_running_loop().time() + wait
+            self.rests_until = max(self.rests_until, until)
 
     def lost(self) -> None:
         """Nothing came. It rests after a few, longer each time; then one request tries it."""
         now = asyncio.get_running_loop().time()
         self.losses += 1
-        if self.losses >= _MOST_LOSSES and now >= self.rests_until:
+        if self.has_others and self.losses >= _MOST_LOSSES and now >= self.rests_until:
             self.rests_until = now + min(_REST_S * 2**self.rests, _LONGEST_REST_S)
             self.rests += 1
 
@@ -120,7 +130,7 @@ class Backends:
     """The least busy one that is there gets the next request."""
 
     def __init__(self, urls: Sequence[str]) -> None:
-        self._all = [Backend(url) for url in urls]
+        self._all = [Backend(url, len(urls) > 1) for url in urls]
 
     @contextlib.asynccontextmanager
     async def one(self) -> AsyncIterator[Backend]:

@@ -9,6 +9,8 @@ import pytest
 
 from fusion_pipeline.dataset.fingerprints import Fingerprint
 from fusion_pipeline.dataset.layout import Dataset
+from fusion_pipeline.dataset.lease import LeaseError
+from fusion_pipeline.dataset.storage import Storage
 from fusion_pipeline.fuse.base import Captioned, Finish
 from fusion_pipeline.fuse.journal import Journal, Spent, request_id
 from tests.dataset.tables import put_table
@@ -53,7 +55,45 @@ def test_of_a_committed_shard_the_cost_is_left(tmp_path: Path) -> None:
     journal = started(tmp_path)
     assert journal.answer("a", 1) is None
     assert journal.spent == Spent(0.6, 2, 100, 20)
-    assert dataset.storage.files("journal") == [f"journal/{TABLE}/settled.json"]
+    names = {Path(name).name for name in dataset.storage.files("journal")}
+    assert names == {"owner.json", "settled.json"}
+
+
+def test_answers_to_rows_that_failed_before_are_kept(tmp_path: Path) -> None:
+    """`--retry-failed` had asked for them again, and died before it committed."""
+    dataset = Dataset.create(tmp_path)
+    version = dataset.next_version(TABLE, Fingerprint({"made": "by a test"}))
+    failed = pa.table({"key": ["k"], "status": ["failed"], "reason": ["http_500"]})
+    put_table(dataset, version, failed, 1)
+    asyncio.run(three_attempts(started(tmp_path)))
+    assert started(tmp_path).answer("a", 1) == ANSWER
+
+
+def test_an_orphan_asks_no_more(tmp_path: Path) -> None:
+    orphan = started(tmp_path)
+    asyncio.run(three_attempts(orphan))
+    started(tmp_path)
+    with pytest.raises(LeaseError, match="another process keeps these books"):
+        asyncio.run(orphan.intend("d", 3, 1.0))
+
+
+def test_who_was_frozen_while_it_folded_takes_nothing_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asyncio.run(three_attempts(started(tmp_path)))
+    replace = Storage.create
+
+    def frozen(storage: Storage, path: str, data: bytes) -> bool:
+        if path.endswith("settled.json"):
+            monkeypatch.setattr(Storage, "create", replace)
+            asyncio.run(three_attempts(started(tmp_path)))
+            started(tmp_path)
+        return replace(storage, path, data)
+
+    monkeypatch.setattr(Storage, "create", frozen)
+    with pytest.raises(LeaseError, match="written by another run"):
+        started(tmp_path)
+    assert started(tmp_path).spent == Spent(1.2, 4, 200, 40)
 
 
 def test_a_start_that_dies_at_any_write_loses_and_doubles_nothing(

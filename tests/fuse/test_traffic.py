@@ -61,7 +61,19 @@ async def test_rates_are_kept_from_the_start() -> None:
     rate, started = Rate(requests=None, tokens=60 * 1000), time.monotonic()
     await asyncio.gather(*(rate.wait(500.0) for _ in range(6)))
     assert time.monotonic() - started >= 1.0
-    await rate.wait(1e9)  # more than any bucket holds: it waits for a full one, not for ever
+
+
+async def test_big_requests_take_their_turn_and_their_time() -> None:
+    rate, done = Rate(requests=None, tokens=60 * 1000), list[float]()
+
+    async def ask(tokens: float) -> None:
+        await rate.wait(tokens)
+        done.append(tokens)
+
+    started = time.monotonic()
+    await asyncio.gather(ask(2000), ask(2500), ask(10), ask(10))
+    assert done == [2000, 2500, 10, 10]
+    assert 2.0 <= time.monotonic() - started < 4.0
 
 
 async def test_an_address_that_is_gone_rests_and_is_tried_by_one() -> None:
@@ -96,7 +108,10 @@ async def test_what_the_endpoint_announces_is_waited_for() -> None:
     started = time.monotonic()
     async with backends.one():
         assert 0.2 <= time.monotonic() - started < 1.0
+    only.answered({"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "250ms"})
     only.answered({"x-ratelimit-remaining-tokens": "12", "x-ratelimit-reset-tokens": "6m0s"})
+    assert only.rests_until > asyncio.get_running_loop().time()  # an older answer, come late
+    await asyncio.sleep(0.3)
     started = time.monotonic()
     async with backends.one():
         assert time.monotonic() - started < 0.1
@@ -111,6 +126,8 @@ async def test_what_the_endpoint_announces_is_waited_for() -> None:
         ({"retry-after": "Mon, 23 Nov 2020 00:00:00 GMT"}, 0.0),  # it is past
         ({"retry-after": "soon"}, None),
         ({"retry-after": "nan"}, None),
+        ({"retry-after-ms": "soon", "retry-after": "2"}, 2.0),
+        ({"retry-after": "Mon, 23 Nov 99999 00:00:00 GMT"}, None),
         ({}, None),
     ],
 )
@@ -126,9 +143,22 @@ async def test_money_in_flight_is_waited_for() -> None:
     await asyncio.sleep(0.01)
     assert not waiting.done()
     spent = 0.1
-    await ledger.release(0.6)
+    ledger.release(0.6)
     await waiting
     spent = 0.7
-    await ledger.release(0.6)
+    ledger.release(0.6)
     with pytest.raises(BudgetError, match=r"\$1.00 is used up: \$0.7000 are spent"):
         await ledger.reserve(0.6)
+
+
+async def test_who_gives_up_keeps_no_money() -> None:
+    ledger = Ledger(1.0, lambda: 0.0)
+    await ledger.reserve(0.9)
+    waiting = [asyncio.create_task(ledger.reserve(0.9)) for _ in range(3)]
+    await asyncio.sleep(0)
+    waiting[0].cancel()
+    ledger.release(0.9)  # the next one gets it
+    waiting[1].cancel()  # granted, and given up in the same moment
+    await waiting[2]
+    ledger.release(0.9)
+    await ledger.reserve(1.0)
