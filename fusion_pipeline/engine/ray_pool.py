@@ -11,6 +11,7 @@ import logging
 import os
 import queue
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -250,7 +251,7 @@ def run_on_ray(
             batch_size=None,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=1 + resources.lanes),
-            ray_remote_args_fn=partial(_threads, resources.lanes),
+            ray_remote_args_fn=_threads(resources.lanes),
             # Shares, not whole CPUs: pools that together ask for more than there is never start.
             num_cpus=round(min(resources.cpus, share), 3),
             num_gpus=resources.gpus or None,
@@ -261,9 +262,9 @@ def run_on_ray(
             yield _result(row)
 
 
-def _threads(lanes: int) -> dict[str, int]:
-    """Options of an actor that `map_batches` has no parameters for."""
-    return {"max_concurrency": lanes}
+def _threads(lanes: int) -> Callable[[], dict[str, int]] | None:
+    """An option of actors that `map_batches` has no parameter for."""
+    return partial(dict, max_concurrency=lanes) if lanes > 1 else None
 
 
 _SIGN_OF_LIFE_S = 60.0
@@ -374,6 +375,8 @@ def _configure_ray_data() -> None:
     # By default a worker waits, up to 0.1 s a shard, until the driver has taken its last results.
     context._max_num_blocks_in_streaming_gen_buffer = 64
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # There is no other way yet to give an actor threads; below Ray 2.64, as pyproject.toml says.
+    warnings.filterwarnings("ignore", "`ray_remote_args_fn` is deprecated")
 
 
 _RAYS_ADVICE = "\nFailed to apply UDF transform"
