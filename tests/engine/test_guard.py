@@ -25,6 +25,8 @@ from fusion_pipeline.engine.watch import Watch
 from tests.toy import ROWS, ToySource, ToyStage, path_of, png, run_toy, toy_steps
 
 LIMITS = Limits(memory_bytes=600 * 2**20, stall_s=4.0, image_s=2.0)
+PATIENT = replace(LIMITS, stall_s=60.0, image_s=60.0)
+"""A busy machine may need seconds to overflow a stack."""
 
 
 def segfault() -> None:
@@ -133,7 +135,8 @@ def rows_of(root: Path, table: str, shard: int) -> list[dict[str, object]]:
     ],
 )
 def test_a_deadly_image_is_one_row(how: str, reason: str, tmp_path: Path) -> None:
-    found = guarded(tmp_path / "sick", Deadly(kills=((4, how),)))
+    limits = LIMITS if how == "hang" else PATIENT
+    found = guarded(tmp_path / "sick", Deadly(kills=((4, how),)), limits)
     row = rows_of(tmp_path / "sick", "a", 1)[4]
     assert (row["status"], row["reason"], row["value"]) == ("failed", reason, None)
     run_toy(tmp_path / "well", range(3), toy_steps(first=Deadly()))
