@@ -35,6 +35,7 @@ from fusion_pipeline.engine.run import Fuse, RunLog, drive
 from fusion_pipeline.engine.shard import Step
 from fusion_pipeline.engine.stage import CPU_WORKER, Resources, ShardBlock, Worker
 from fusion_pipeline.fuse.endpoint import Endpoint, EndpointConfig
+from fusion_pipeline.fuse.engines import Engine
 from fusion_pipeline.fuse.journal import Journal
 from fusion_pipeline.fuse.stage import Caption
 from fusion_pipeline.ingest.source import Ingest
@@ -85,7 +86,8 @@ def chain_of(root: str, source: str, url: str) -> tuple[Chain, int]:
     journal = Journal(dataset, CAPTIONS)
     make, asked = partial(Endpoint, config, journal), config.fingerprint_fields()
     hosted = Resources(workers=1, is_free=False, lanes=4)
-    captions = Caption("null", make, 1, asked, (), Prompts.name, journal=journal, resources=hosted)
+    engine = Engine(make, 1, asked, journal, resources=hosted)
+    captions = Caption("null", engine, (), Prompts.name)
     made = {SAMPLES: fingerprint(ingest.name, ingest.version, ingest.settings(), {})}
     steps = [Step(ingest, made[SAMPLES], {})]
     for stage in (Prompts(), captions):

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from fusion_pipeline.cli_meta import meta
 from fusion_pipeline.errors import FusionError, printable
 
 if TYPE_CHECKING:  # imported inside the commands: `fusion --help` is to answer at once
@@ -27,6 +28,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(meta, name="meta")
 console = Console(stderr=True)
 """Progress and messages; standard output is for results."""
 

@@ -1,10 +1,9 @@
 """The YAML schema: loads, checks with errors that name file, field and fix, prints resolved."""
 
 import difflib
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import (
@@ -22,7 +21,7 @@ from experts.base import ExpertConfig
 from fusion_pipeline.dataset.images import MAX_PIXELS
 from fusion_pipeline.errors import FusionError
 from fusion_pipeline.fuse.composer import ComposerConfig
-from fusion_pipeline.fuse.endpoint import EndpointConfig
+from fusion_pipeline.fuse.engines import EngineChoice
 from fusion_pipeline.perceive.stage import load_expert
 from fusion_pipeline.prompts.hints import HintConfig
 from fusion_pipeline.prompts.render import template_names
@@ -124,45 +123,35 @@ def _expert_choice(value: object) -> object:
         raise ValueError("; ".join(f"{name}.{line}" for line in lines)) from error
 
 
-class EngineChoice(_Model):
-    """The caption engine: `composer`, or `{endpoint: {url: ..., model: ...}}`."""
-
-    composer: ComposerConfig | None = None
-    endpoint: EndpointConfig | None = None
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")] = ""
-    """Of the table `captions/<name>`; by default `composer`, or the model's own name."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _named(cls, value: object) -> object:
-        if value == "composer":
-            value = {"composer": {}}
-        if isinstance(value, str):
-            raise ValueError("name an engine: composer, or {endpoint: {url: ..., model: ...}}")
-        if not isinstance(value, dict):
-            return value
-        if not value.get("name"):
-            endpoint = value.get("endpoint")
-            model = endpoint.get("model", "") if isinstance(endpoint, dict) else "composer"
-            slug = re.sub(r"[^a-z0-9._-]+", "-", str(model).split("/")[-1].lower()).strip("-._")
-            value = {**value, "name": slug or "engine"}
-        return value
-
-    @model_validator(mode="after")
-    def _one_engine(self) -> "EngineChoice":
-        if (self.composer is None) == (self.endpoint is None):
-            raise ValueError("name exactly one engine: composer or endpoint")
-        return self
-
-
 class CaptionConfig(_Model):
     template: str = "engine-v1"
     engine: EngineChoice = EngineChoice(composer=ComposerConfig(), name="composer")
+    """Or the name of one of `engines`."""
+    engines: dict[str, EngineChoice] = {}
+    """Engines to choose from, each with a table of its own: `captions/<name>`."""
     max_words: int = Field(192, ge=1)
     """A longer caption breaks a rule (docs/policies.md)."""
     repair: bool = False
     """Ask an endpoint once more for a caption that breaks rules, and keep the better one. Costs a
     second request for each; for a general model, not for one trained on single turns."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _chosen(cls, value: object) -> object:
+        """Engines get the names that they are listed under; `engine` may be such a name."""
+        if not isinstance(value, dict) or not isinstance(value.get("engines") or {}, dict):
+            return value
+        engines = {
+            name: {**engine, "name": name} if isinstance(engine, dict) else engine
+            for name, engine in (value.get("engines") or {}).items()
+        }
+        engine = value.get("engine")
+        if isinstance(engine, str) and engine in engines:
+            engine = engines[engine]
+        elif isinstance(engine, str) and engines and engine != "composer":
+            raise ValueError(f"engine: no engine is called {engine!r}; known: {', '.join(engines)}")
+        chosen = {} if engine is None else {"engine": engine}
+        return {**value, **chosen, "engines": engines}
 
     @field_validator("template")
     @classmethod
@@ -247,13 +236,18 @@ class Config(_Model):
         plain = self.model_dump(mode="json")
         plain["experts"] = [{e["name"]: e["config"]} for e in plain["experts"]]
         plain["source"] = {k: v for k, v in plain["source"].items() if v is not None}
-        engine = plain["caption"]["engine"]
-        plain["caption"]["engine"] = {k: v for k, v in engine.items() if v is not None}
+        caption = plain["caption"]
+        caption["engine"] = _without_none(caption["engine"])
+        caption["engines"] = {n: _without_none(e) for n, e in caption["engines"].items()}
         return plain
 
     def to_yaml(self) -> str:
         """`to_plain` as a config file that can be run."""
         return yaml.safe_dump(self.to_plain(), sort_keys=False, allow_unicode=True)
+
+
+def _without_none(engine: dict[str, Any]) -> dict[str, Any]:
+    return {kind: settings for kind, settings in engine.items() if settings is not None}
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:

@@ -8,9 +8,8 @@ Steps in brackets read all shards. Each step is done, or its missing shards are;
 in memory between them.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -21,12 +20,9 @@ from fusion_pipeline.dataset.layout import Dataset
 from fusion_pipeline.dataset.schemas import SAMPLES, SOURCES
 from fusion_pipeline.dataset.storage import Storage
 from fusion_pipeline.engine.shard import Step
-from fusion_pipeline.engine.stage import Resources, Source, Stage
+from fusion_pipeline.engine.stage import Source, Stage
 from fusion_pipeline.export.captions import Export
-from fusion_pipeline.fuse.base import CaptionEngine
-from fusion_pipeline.fuse.composer import Composer
-from fusion_pipeline.fuse.endpoint import Endpoint
-from fusion_pipeline.fuse.journal import Journal
+from fusion_pipeline.fuse.engines import engine_of
 from fusion_pipeline.fuse.stage import Caption
 from fusion_pipeline.ingest.filters import Resolution
 from fusion_pipeline.ingest.source import Ingest
@@ -194,37 +190,17 @@ def _caption_stages(config: Config, dataset: Dataset) -> list[Stage]:
     return [*experts, HintsStage(evidence, config.hints), prompts, caption]
 
 
-_OPEN_SHARDS = 4
-"""That captions of an endpoint are asked for at a time: so none is waited for at a shard's end."""
-
-
 def _caption_stage(
     config: CaptionConfig, dataset: Dataset, evidence: tuple[str, ...], prompts: str
 ) -> Caption:
-    choice, repair = config.engine, config.repair
-    make: Callable[[], CaptionEngine]
-    resources, journal = Resources(), None
-    if choice.endpoint is not None:
-        journal = Journal(dataset, f"captions/{choice.name}")
-        make, version = partial(Endpoint, choice.endpoint, journal), Endpoint.version
-        settings = choice.endpoint.fingerprint_fields()
-        resources = Resources(workers=1, is_free=False, lanes=_OPEN_SHARDS)  # one keeps the books
-    else:
-        assert choice.composer is not None
-        repair = False  # it says the same again
-        make, version = partial(Composer, choice.composer), Composer.version
-        settings = choice.composer.model_dump(mode="json")
+    engine = engine_of(config.engine, dataset)
     return Caption(
-        choice.name,
-        make,
-        version,
-        settings,
+        config.engine.name,
+        engine,
         evidence,
         prompts,
         config.max_words,
-        repair,
-        journal,
-        resources,
+        config.repair and engine.can_repair,
     )
 
 

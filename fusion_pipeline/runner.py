@@ -168,9 +168,9 @@ class Runner:
         if not pending:
             return
         meters = [
-            Meter(step.work.journal)
+            Meter(step.work.engine.journal)
             for step in chain.reduced(pending).steps
-            if isinstance(step.work, Caption) and step.work.journal is not None
+            if isinstance(step.work, Caption) and step.work.engine.journal is not None
         ]
         with RunLog(dataset.storage, self._run_id) as log:
             settings = self._pipeline.config.runner

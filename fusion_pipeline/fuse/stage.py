@@ -3,7 +3,7 @@
 import asyncio
 import atexit
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,9 +11,9 @@ import pyarrow as pa
 
 from fusion_pipeline.dataset.images import ImageInfo
 from fusion_pipeline.dataset.rows import NotOk, Ok, Outcome, build_table
-from fusion_pipeline.engine.stage import CPU_WORKER, Resources, ShardBlock, Worker
+from fusion_pipeline.engine.stage import Resources, ShardBlock, Worker
 from fusion_pipeline.fuse.base import Captioned, CaptionEngine, CaptionFailed, CaptionRequest
-from fusion_pipeline.fuse.journal import Journal
+from fusion_pipeline.fuse.engines import Engine
 from fusion_pipeline.prompts import rules
 from fusion_pipeline.prompts.hints import Hints
 from fusion_pipeline.prompts.stages import read_evidence
@@ -24,22 +24,15 @@ _CLOSING_S = 5.0
 
 @dataclass(frozen=True)
 class Caption:
-    engine: str
-    """Name of the engine's table: `captions/<engine>`."""
-    make_engine: Callable[[], CaptionEngine]
-    """Picklable; called once a worker."""
-    engine_version: int
-    engine_settings: Mapping[str, Any]
-    """What changes the captions: model, sampling, token limit; no addresses, no keys."""
+    engine_name: str
+    """Of the engine's table: `captions/<engine>`."""
+    engine: Engine
     evidence: tuple[str, ...]
     prompts: str
     """The table of prompts."""
     max_words: int = 192
     repair: bool = False
     """Ask once more for a caption that breaks rules, naming them; the better of both is kept."""
-    journal: Journal | None = None
-    """The engine's, if it keeps one."""
-    resources: Resources = CPU_WORKER
 
     columns: Sequence[pa.Field] = (
         pa.field("caption", pa.string()),
@@ -50,11 +43,15 @@ class Caption:
 
     @property
     def name(self) -> str:
-        return f"captions/{self.engine}"
+        return f"captions/{self.engine_name}"
 
     @property
     def version(self) -> int:
-        return self.engine_version
+        return self.engine.version
+
+    @property
+    def resources(self) -> Resources:
+        return self.engine.resources
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -62,18 +59,18 @@ class Caption:
 
     def settings(self) -> Mapping[str, Any]:
         checks = {"rules": rules.VERSION, "max_words": self.max_words, "repair": self.repair}
-        return {**self.engine_settings, **checks}
+        return {**self.engine.settings, **checks}
 
     def revision(self) -> None:
         return None
 
     def open(self) -> Worker:
         """The worker may be called from several threads: one engine serves all their shards."""
-        engine, loop = self.make_engine(), asyncio.new_event_loop()
+        engine, loop = self.engine.make(), asyncio.new_event_loop()
         threading.Thread(target=loop.run_forever, name=self.name, daemon=True).start()
 
         def work(block: ShardBlock) -> pa.Table:
-            requests = self._requests(block)  # here: the loop must not wait for images to be read
+            requests = self.requests(block)  # here: the loop must not wait for images to be read
             asked = self._caption(engine, requests, block)
             outcomes = asyncio.run_coroutine_threadsafe(asked, loop).result()
             return build_table(block.keys, outcomes, self.columns)
@@ -124,7 +121,8 @@ class Caption:
         evidence = Hints(text=tuple(request.text), alt_texts=tuple(request.alt_texts))
         return rules.check(caption, evidence, self.max_words)
 
-    def _requests(self, block: ShardBlock) -> list[CaptionRequest]:
+    def requests(self, block: ShardBlock) -> list[CaptionRequest]:
+        """What the engine is asked, a row each."""
         columns = zip(
             block.keys,
             block.images,
