@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import fsspec
@@ -68,18 +69,21 @@ def chaos_steps(pause: float) -> tuple[Step, ...]:
 
 def drive(root: str, shards: int, pause: float, nodes: int) -> None:
     """SIGUSR2 makes a node of a cluster disappear; another one comes after a while."""
+    from fusion_pipeline.engine.guard import Limits
     from fusion_pipeline.engine.ray_pool import RayOptions, run_on_ray, start_ray, stop_ray
     from fusion_pipeline.errors import FusionError
 
+    options = RayOptions(cpus=2)
     if nodes == 1:
-        start_ray(RayOptions(cpus=2))
+        start_ray(options)
     else:
         from ray.cluster_utils import Cluster
 
         small = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
         cluster = Cluster(initialize_head=True, head_node_args=small)
         others = [cluster.add_node(**small) for _ in range(nodes - 1)]
-        start_ray(RayOptions(address=cluster.address))
+        options = RayOptions(address=cluster.address)
+        start_ray(options)
 
         def lose_node() -> None:
             cluster.remove_node(others.pop(), allow_graceful=False)
@@ -87,8 +91,15 @@ def drive(root: str, shards: int, pause: float, nodes: int) -> None:
             others.append(cluster.add_node(**small))
 
         signal.signal(signal.SIGUSR2, lambda *_: threading.Thread(target=lose_node).start())
+
+    def reconnect(why: str) -> None:
+        print(f"beginning anew: {why}", flush=True)
+        stop_ray()
+        start_ray(options)
+
+    run = partial(run_on_ray, limits=Limits(stall_s=45, start_s=45), reconnect=reconnect)
     try:
-        run_toy(root, range(shards), chaos_steps(pause), run_on_ray)  # type: ignore[arg-type]
+        run_toy(root, range(shards), chaos_steps(pause), run)  # type: ignore[arg-type]
     except FusionError as error:
         sys.exit(f"stopped: {error}")
     finally:
@@ -153,7 +164,7 @@ class Breaker:
             else:
                 self.disturb(driver)
             try:
-                driver.wait(timeout=400)
+                driver.wait(timeout=600)
             except subprocess.TimeoutExpired:
                 driver.kill()
                 raise AssertionError(f"seed {self.log.seed}: the driver hangs") from None

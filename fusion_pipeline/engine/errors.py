@@ -9,6 +9,10 @@ class StageError(FusionError):
     """A stage is broken (not one of its samples): the run stops."""
 
 
+class StalledError(StageError):
+    """Nothing comes from Ray any more."""
+
+
 class ResourceError(StageError):
     """Memory or the device gave out. Says nothing of the images yet: the worker starts again."""
 

@@ -54,6 +54,8 @@ class Limits:
     """How long a child may go on without a sign of progress (`ShardBlock.tick`)."""
     image_s: float = 120.0
     """How long it may take over one image alone."""
+    start_s: float = 300.0
+    """For Ray to place actors and for models to be loaded, on top of the silence of workers."""
 
 
 def default_memory(workers: int) -> int:

@@ -15,12 +15,13 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
 
 from fusion_pipeline.engine.chain import Chain, ChainRunner
-from fusion_pipeline.engine.errors import StageError
+from fusion_pipeline.engine.errors import StageError, StalledError
 from fusion_pipeline.engine.guard import Guard, Incident, Limits, default_memory
 from fusion_pipeline.engine.shard import ShardResult
 from fusion_pipeline.errors import FusionError
@@ -178,6 +179,10 @@ def start_ray(options: RayOptions) -> None:
     if address is None:
         # Ray Data trips Ray's own warning on each pool (ray-project/ray#53727) from C++.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    elif _has_token():
+        # `ray start` asks for a token as soon as there is one; Ray's own client sends it only when
+        # told to (2.60).
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
     # Token authentication stays on; that it is on needs no warning.
@@ -217,6 +222,13 @@ def _quiet_stderr() -> Iterator[None]:
         os.close(kept)
 
 
+def _has_token() -> bool:
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return True
+    place = os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")
+    return Path(place).expanduser().is_file()
+
+
 def stop_ray() -> None:
     import ray
 
@@ -224,13 +236,37 @@ def stop_ray() -> None:
 
 
 def run_on_ray(
-    chain: Chain, shards: Sequence[int], limits: Limits | None = None
+    chain: Chain,
+    shards: Sequence[int],
+    limits: Limits | None = None,
+    reconnect: Callable[[str], None] | None = None,
 ) -> Iterator[ShardResult | Incident]:
     """Like `chain.run_in_process`, in parallel; results come as shards finish.
 
-    Raises StageError when a stage breaks, or when nothing comes for far longer than one worker may
-    be silent; committed shards stay.
+    `reconnect`: leaves Ray and joins it again. It is called, with what to tell, when nothing comes
+    for far longer than workers may be silent, which happens when Ray loses a task together with a
+    node; then all begins anew, and finished steps are not done twice.
+
+    Raises StageError when a stage breaks; StalledError when nothing comes, and that was so from
+    the beginning, or there is no `reconnect`. Committed shards stay.
     """
+    while True:
+        any_came = False
+        try:
+            for result in _run_once(chain, shards, limits or Limits()):
+                any_came = True
+                yield result
+            return
+        except StalledError as stalled:
+            if reconnect is None or not any_came:
+                raise
+            why = str(stalled)
+        reconnect(why)
+
+
+def _run_once(
+    chain: Chain, shards: Sequence[int], limits: Limits
+) -> Iterator[ShardResult | Incident]:
     import ray
     from ray.data import ActorPoolStrategy
 
@@ -239,7 +275,6 @@ def run_on_ray(
     sizes = [_pool_size(pool, len(shards)) for pool in pools]
     total_cpus = float(ray.cluster_resources().get("CPU", 1))
     share = max(0.01, (total_cpus - 0.1) / sum(sizes))
-    limits = limits or Limits()
     nodes = sum(node["Alive"] for node in ray.nodes())
     neighbours = -(-sum(sizes) // max(nodes, 1))
     dataset = ray.data.from_arrow([_row(shard) for shard in shards])
@@ -257,7 +292,7 @@ def run_on_ray(
             num_gpus=resources.gpus or None,
             memory=int(resources.memory_gb * 2**30) or None,
         )
-    for row in _timely(_rows(dataset), _START_S + 3 * limits.stall_s):
+    for row in _timely(_rows(dataset), limits.start_s + 3 * limits.stall_s):
         if row["step"]:  # neither a shard nor a sign of life
             yield _result(row)
 
@@ -268,8 +303,6 @@ def _threads(lanes: int) -> Callable[[], dict[str, int]] | None:
 
 
 _SIGN_OF_LIFE_S = 60.0
-_START_S = 300.0
-"""For actors to be placed and models to be loaded, on top of the silence that workers may keep."""
 
 
 def _rows(dataset: Any) -> Iterator[dict[str, Any]]:
@@ -283,14 +316,14 @@ def _rows(dataset: Any) -> Iterator[dict[str, Any]]:
 
 
 def _timely(rows: Iterator[dict[str, Any]], silence_s: float) -> Iterator[dict[str, Any]]:
-    """The same rows; raises StageError when none comes for so long. Workers have an eye on
+    """The same rows; raises StalledError when none comes for so long. Workers have an eye on
     themselves, so this is Ray's: a node is lost for good, or what a pool asks for is not there."""
     found = _collected(rows)
     while True:
         try:
             row = found.get(timeout=silence_s)
         except queue.Empty:
-            raise StageError(_stalled(silence_s)) from None
+            raise StalledError(_stalled(silence_s)) from None
         if isinstance(row, Exception):
             raise row
         if row is None:

@@ -1,16 +1,20 @@
-"""On Ray: hostile images cost one row each, and the numbers reach Prometheus."""
+"""On Ray: hostile images cost one row each, silence ends, and the numbers reach Prometheus."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
 import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
 
 from fusion_pipeline.dataset.layout import Dataset
-from fusion_pipeline.engine.guard import Incident
+from fusion_pipeline.engine.errors import StalledError
+from fusion_pipeline.engine.guard import Incident, Limits
 from fusion_pipeline.engine.ray_pool import RayOptions, run_on_ray, start_ray, stop_ray
 from fusion_pipeline.engine.shard import ShardResult
 from tests.engine.test_guard import LIMITS, Deadly, rows_of
@@ -71,3 +75,51 @@ def test_three_hostile_images(tmp_path: Path) -> None:
     assert {n for n in plain if on_ray[n] != plain[n]} == {
         Dataset.open(tmp_path / "ray").version(table).path(1) for table in ("a", "b", "nested/c")
     }  # the other shards: the same bytes
+
+
+def frozen_run(root: str, may_reconnect: bool) -> None:
+    """Run in a process of its own. After the first results all actors freeze, which is how it looks
+    when Ray has lost their tasks."""
+    start_ray(RayOptions(cpus=2))
+    told: list[str] = []
+
+    def reconnect(why: str) -> None:
+        told.append(why)
+        stop_ray()
+        start_ray(RayOptions(cpus=2))
+
+    def run(chain: object, shards: object) -> object:
+        limits = Limits(stall_s=4, start_s=8)
+        results = run_on_ray(chain, shards, limits, reconnect if may_reconnect else None)  # type: ignore[arg-type]
+        for number, result in enumerate(results):
+            if number == 3:
+                for process in psutil.Process().children(recursive=True):
+                    if "ray::MapWorker" in " ".join(process.cmdline()):
+                        os.kill(process.pid, signal.SIGSTOP)
+            yield result
+
+    try:
+        run_toy(root, range(30), toy_steps(pause=0.05), run)  # type: ignore[arg-type]
+    except StalledError as error:
+        told.append(f"ended: {error}")
+    finally:
+        stop_ray()
+    print(json.dumps(told))
+
+
+@pytest.mark.parametrize("may_reconnect", [True, False])
+def test_silence(tmp_path: Path, may_reconnect: bool) -> None:
+    code = (
+        "from tests.engine.test_ray_pool import frozen_run; "
+        f"frozen_run({str(tmp_path / 'ray')!r}, {may_reconnect})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, text=True,
+                          capture_output=True, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (said,) = json.loads(done.stdout.splitlines()[-1])
+    assert "no step of any shard was finished" in said
+    if may_reconnect:
+        run_toy(tmp_path / "plain", range(30), toy_steps())
+        assert files_of(tmp_path / "ray") == files_of(tmp_path / "plain")
+    else:
+        assert said.startswith("ended: ")
