@@ -82,14 +82,19 @@ class Funnel:
 
 
 def count_funnel(
-    pool: Dataset, selected: Dataset, evidence: Sequence[str], prompts: str, captions: str
+    pool: Dataset,
+    selected: Dataset,
+    evidence: Sequence[str],
+    prompts: str,
+    captions: str,
+    sample: Sequence[str] = (),
 ) -> Funnel:
     """Counts of all tables in data-flow order, from their footers; `samples` of the pool is read.
 
-    Memory: O(shards).
+    `sample`: the table of the rows drawn for captions, if there is one. Memory: O(shards).
     """
     before = {name: count_table(pool, name) for name in POOL_TABLES}
-    names = (SAMPLES, *evidence, "hints", prompts, captions)
+    names = (SAMPLES, *evidence, "hints", prompts, *sample, captions)
     after = {name: count_table(selected, name) for name in names}
     rows, packed = before[SOURCES].rows, after[SAMPLES].rows
     return Funnel(

@@ -56,6 +56,8 @@ class Report:
     """Of the draw of both."""
     out: Storage
     """Folder that `report.html` goes into."""
+    sample: tuple[str, ...] = ()
+    """The table of the rows drawn for captions, if there is one."""
 
     def inputs(self) -> dict[str, Any]:
         """What the page is made of, but for the run logs: other times alone don't outdate it.
@@ -96,7 +98,7 @@ class Report:
             "digest": digest,
             "report": self,
             "funnel": count_funnel(
-                self.pool, self.selected, self.evidence, self.prompts, self.captions
+                self.pool, self.selected, self.evidence, self.prompts, self.captions, self.sample
             ),
             "timing": read_timing((self.pool, self.selected), steps),
             "lengths": measure_captions(self.selected, self.captions),
@@ -108,7 +110,7 @@ class Report:
         }
 
     def _selected_tables(self) -> tuple[str, ...]:
-        return (SAMPLES, *self.evidence, "hints", self.prompts, self.captions)
+        return (SAMPLES, *self.evidence, "hints", self.prompts, *self.sample, self.captions)
 
     def _digest(self) -> str:
         return short_hash(canonical_json(self.inputs()))
