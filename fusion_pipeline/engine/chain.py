@@ -10,6 +10,7 @@ from fusion_pipeline.dataset.layout import Dataset, TableVersion
 from fusion_pipeline.dataset.lease import as_holder
 from fusion_pipeline.dataset.schemas import SOURCES, UPSTREAM
 from fusion_pipeline.dataset.tables import FingerprintMismatchError, Footer, StaleTableError
+from fusion_pipeline.engine.again import Again
 from fusion_pipeline.engine.errors import broken
 from fusion_pipeline.engine.shard import (
     Place,
@@ -40,11 +41,15 @@ class Chain:
 
     place: Place
     steps: tuple[Step, ...]
-    redo: Redo = Redo.MISSING
+    redo: Redo | Again = Redo.MISSING
 
     @classmethod
     def resolve(
-        cls, dataset: Dataset, steps: Sequence[Step], plan: str = "", redo: Redo = Redo.MISSING
+        cls,
+        dataset: Dataset,
+        steps: Sequence[Step],
+        plan: str = "",
+        redo: Redo | Again = Redo.MISSING,
     ) -> "Chain":
         """The chain with the versions that its tables have now; `plan`: digest of the source's.
 
@@ -122,6 +127,8 @@ class Chain:
             return self._pending(shards)
 
     def _pending(self, shards: Sequence[int]) -> dict[str, list[int]]:
+        if isinstance(self.redo, Again):
+            return self._asked_again(self.redo, shards)
         found: dict[str, list[int]] = {}
         again: set[int] = set()
         footers: dict[str, Mapping[int, Footer]] = {}
@@ -147,6 +154,17 @@ class Chain:
             if todo:
                 found[step.table] = todo
         return found
+
+    def _asked_again(self, request: Again, shards: Sequence[int]) -> dict[str, list[int]]:
+        """Those with chosen rows, for which it is not done yet. Reads every table."""
+        version = self.place.versions[request.table]
+        left = self.dataset.shards_of(version) - request.done(self.dataset.storage)
+
+        def is_due(shard: int) -> bool:
+            return any(request.chosen(self.dataset.read_table(version, shard)[0]))
+
+        due = [shard for shard in shards if shard in left and is_due(shard)]
+        return {request.table: due} if due else {}
 
     def reduced(self, tables: Container[str]) -> "Chain":
         """The steps of these tables alone: the others' models need not be loaded."""
@@ -239,6 +257,8 @@ class ChainRunner:
             watch.begin_step(number, (condemned or {}).get(step.table, {}))
             with as_holder(place.dataset.storage, place.token):
                 result = self._run_step(step, shard, images, halvings)
+                if isinstance(self.chain.redo, Again):
+                    self.chain.redo.mark_done(place.dataset.storage, shard)
             if result is not None:
                 yield result
         watch.rest()

@@ -74,6 +74,7 @@ class RunLog:
     def __init__(self, storage: Storage, run: str) -> None:
         self._storage = storage
         self._run = run
+        self._spans: dict[str, tuple[float, float]] = {}
         self._segments: dict[str, tuple[int, list[str]]] = {}
         for kind in ("shards", "incidents"):  # an earlier chain of the same run has its own
             taken = [p for p in storage.files(f"runs/{run}") if f"/{kind}-" in p]
@@ -83,6 +84,10 @@ class RunLog:
     def add(self, result: ShardResult | Incident) -> None:
         kind = "shards" if isinstance(result, ShardResult) else "incidents"
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        if isinstance(result, ShardResult):
+            ended = time.monotonic()
+            first = min(self._spans.get(result.step, (ended, ended))[0], ended - result.seconds)
+            self._spans[result.step] = first, ended
         number, lines = self._segments[kind]
         lines.append(json.dumps({"at": now, "run": self._run, **asdict(result)}))
         if len(lines) == self.SEGMENT_LINES:
@@ -90,6 +95,11 @@ class RunLog:
             self._segments[kind] = (number + 1, [])
         if time.monotonic() - self._flushed > self.FLUSH_S:
             self.flush()
+
+    def seconds(self, step: str) -> float:
+        """From the start of the step's first shard in this run to the end of its last."""
+        first, last = self._spans.get(step, (0.0, 0.0))
+        return last - first
 
     def __enter__(self) -> "RunLog":
         return self

@@ -16,7 +16,8 @@ from fusion_pipeline.dataset.fingerprints import Fingerprint
 from fusion_pipeline.dataset.layout import Dataset, TableVersion
 from fusion_pipeline.dataset.lease import LeaseError, check_token
 from fusion_pipeline.dataset.schemas import SAMPLES, SOURCES, UPSTREAM, stage_schema
-from fusion_pipeline.dataset.tables import TableError, encode_table
+from fusion_pipeline.dataset.tables import Footer, TableError, encode_table
+from fusion_pipeline.engine.again import Again
 from fusion_pipeline.engine.errors import StageError, broken
 from fusion_pipeline.engine.stage import ShardBlock, ShardImages, ShardMaker, Source, Stage, Worker
 from fusion_pipeline.engine.watch import Watch
@@ -162,7 +163,7 @@ def run_stage(
     open_worker: Callable[[], Worker],
     shard: int,
     images: ShardImages,
-    redo: Redo = Redo.MISSING,
+    redo: Redo | Again = Redo.MISSING,
     watch: Watch | None = None,
     halvings: int = 0,
 ) -> ShardResult | None:
@@ -196,13 +197,26 @@ def run_stage(
     )
 
 
+def pending_block(
+    place: Place,
+    step: Step,
+    shard: int,
+    images: ShardImages,
+    redo: Redo | Again = Redo.MISSING,
+) -> ShardBlock | None:
+    """What the stage's worker would get of a shard; None when there is nothing to do."""
+    watch = Watch()
+    task = _task(place, step, shard, redo, watch)
+    return None if task is None else _block(place.dataset, shard, task, task.todo, images, watch, 0)
+
+
 def examine(
     place: Place,
     step: Step,
     open_worker: Callable[[], Worker],
     shard: int,
     images: ShardImages,
-    redo: Redo,
+    redo: Redo | Again,
     watch: Watch,
     start: int,
 ) -> None:
@@ -237,6 +251,8 @@ class _Task:
     """Status and reason of rows that were not ok upstream, or are condemned."""
     kept: pa.Table | None
     """The older table, whose other rows stay."""
+    again: str = ""
+    """Id of the request that rows are made again for."""
 
     @property
     def kept_rows(self) -> list[int]:
@@ -248,7 +264,7 @@ class _Task:
         return sum(status == "filtered" for status, _ in self.left_out.values())
 
 
-def _task(place: Place, step: Step, shard: int, redo: Redo, watch: Watch) -> _Task | None:
+def _task(place: Place, step: Step, shard: int, redo: Redo | Again, watch: Watch) -> _Task | None:
     dataset, version = place.dataset, place.versions[step.table]
     mark = dataset.storage.version(version.path(shard))  # before all that the new table depends on
     if mark is not None and redo is Redo.MISSING:
@@ -261,16 +277,45 @@ def _task(place: Place, step: Step, shard: int, redo: Redo, watch: Watch) -> _Ta
     if old is not None and redo is Redo.STALE and old[1].inputs == digests:
         return None
     upstream = _upstream_reasons(tables)
+    if isinstance(redo, Again):
+        return _asked_again(redo, mark, old, tables, upstream, watch)
     kept = old[0] if old is not None and redo is Redo.FAILED else None
     again = _to_redo(kept) if kept is not None else [True] * len(upstream)
     todo = [reason is None and due for reason, due in zip(upstream, again, strict=True)]
     if old is not None and kept is not None and not any(todo) and old[1].inputs == digests:
         return None  # with other inputs it is written anew, for its lineage, without any work
     left_out = {r: ("filtered", reason) for r, reason in enumerate(upstream) if reason is not None}
-    for row, reason in watch.condemned.items():
-        if todo[row]:
-            todo[row], left_out[row] = False, ("failed", reason)
+    left_out |= _condemned(todo, watch)
     return _Task(mark, tables, digests, todo, left_out, kept)
+
+
+def _asked_again(
+    request: Again,
+    mark: str | None,
+    old: tuple[pa.Table, Footer] | None,
+    tables: Mapping[str, pa.Table],
+    upstream: Sequence[str | None],
+    watch: Watch,
+) -> _Task | None:
+    """Only of what is there, and whatever is not chosen stays as it is: so what was made of older
+    inputs counts as that, and `--refresh` finds it."""
+    if old is None:
+        return None
+    kept, footer = old
+    chosen = zip(upstream, request.chosen(kept), strict=True)
+    todo = [reason is None and is_chosen for reason, is_chosen in chosen]
+    if not any(todo):
+        return None
+    left_out = _condemned(todo, watch)
+    return _Task(mark, tables, footer.inputs, todo, left_out, kept, request.id)
+
+
+def _condemned(todo: list[bool], watch: Watch) -> dict[int, tuple[str, str]]:
+    """Status and reason of rows that must not be touched: they are no longer to do."""
+    found = {row: ("failed", why) for row, why in watch.condemned.items() if todo[row]}
+    for row in found:
+        todo[row] = False
+    return found
 
 
 def _upstream_reasons(tables: Mapping[str, pa.Table]) -> list[str | None]:
@@ -304,7 +349,7 @@ def _block(
 ) -> ShardBlock:
     mask = pa.array(todo, pa.bool_())
     live = {name: table.filter(mask) for name, table in task.tables.items()}
-    return ShardBlock(dataset, shard, live, images, watch, halvings)
+    return ShardBlock(dataset, shard, live, images, watch, halvings, task.again)
 
 
 def _work(stage: Stage, open_worker: Callable[[], Worker], block: ShardBlock) -> pa.Table:

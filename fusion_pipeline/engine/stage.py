@@ -55,11 +55,14 @@ class ShardBlock:
         images: "ShardImages",
         watch: Watch | None = None,
         halvings: int = 0,
+        again: str = "",
     ) -> None:
         self.dataset = dataset
         self.shard = shard
         self.halvings = halvings
         """How often to halve the batch size: the device ran out of memory so many times."""
+        self.again = again
+        """Id of the request for which these rows are made again (`engine.again`), if they are."""
         self._tables = tables
         self._images = images
         self._watch = watch or Watch()
