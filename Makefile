@@ -7,12 +7,16 @@ RUN := runs/quickstart
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode \
 	$(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS))
 
+# PyTorch's CPU build is not on PyPI: from that folder, or from PyTorch's own index.
+SERVE := .venv-serve
+CPU_TORCH := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--torch-backend cpu)
+
 .PHONY: quickstart test lint lock clean
 
 quickstart: $(VENV)/.quickstart runs/demo-data/truth.json
 	$(BIN)/fusion run configs/quickstart.yaml
 
-test: $(VENV)/.dev
+test: $(VENV)/.dev $(SERVE)/.done
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: $(VENV)/.dev
@@ -38,6 +42,14 @@ $(VENV)/.dev: requirements/dev.txt $(VENV)/.quickstart
 	$(INSTALL) --require-hashes --no-deps -r requirements/dev.txt
 	touch $@
 
+# vLLM on the CPU, in an environment of its own (2.5 GB): its pins are many.
+$(SERVE)/.done: requirements/serve-cpu.txt requirements/mend_serve_cpu.py | $(VENV)/.build
+	$(PYTHON) -m venv $(SERVE)
+	$(BIN)/uv pip install --quiet --python $(SERVE)/bin/python --compile-bytecode $(CPU_TORCH) \
+		--require-hashes --no-deps -r requirements/serve-cpu.txt
+	$(SERVE)/bin/python requirements/mend_serve_cpu.py
+	touch $@
+
 # Pin everything anew. Hashes, no addresses; one resolution, so that the two sets agree.
 COMPILE := $(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --no-emit-index-url \
 	--no-emit-find-links --python-version 3.11 --python-platform x86_64-unknown-linux-gnu \
@@ -48,6 +60,8 @@ lock: $(VENV)/.build
 		-o requirements/dev.txt
 	$(COMPILE) pyproject.toml --extra faiss-cpu --extra demo -c requirements/dev.txt \
 		-o requirements/quickstart.txt
+	$(COMPILE) $(CPU_TORCH) --override requirements/serve-cpu-without.txt requirements/serve-cpu.in \
+		-o requirements/serve-cpu.txt
 
 clean:
-	rm -rf $(VENV) $(RUN) runs/demo-data
+	rm -rf $(VENV) $(SERVE) $(RUN) runs/demo-data

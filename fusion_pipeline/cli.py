@@ -1,7 +1,6 @@
 """The `fusion` command: one function a subcommand, no logic."""
 
 import json
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -12,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from fusion_pipeline.cli_job import run_job
 from fusion_pipeline.cli_meta import meta
 from fusion_pipeline.errors import FusionError, printable
 
@@ -65,24 +65,73 @@ def run(
     ] = False,
 ) -> None:
     """Run what is missing. The same command again resumes."""
-    from fusion_pipeline.engine.stop import StoppedError
-    from fusion_pipeline.runner import Options, Runner
+    from fusion_pipeline.runner import Options
 
     pipeline = _pipeline(config, overrides)
     options = Options(only, until, limit, overwrite, refresh, retry_failed, in_process)
-    runner = Runner(pipeline, options, console)
-    try:
-        runner.run()
-    except KeyboardInterrupt:
-        console.print("Interrupted. Finished shards are kept; the same command resumes.")
-        raise typer.Exit(130) from None
-    except StoppedError as error:
-        console.print(str(error))
-        raise typer.Exit(128 + signal.SIGTERM) from None
+    runner = run_job(pipeline, options, console)
     if not runner.committed:
         console.print("Nothing to do: every step is complete.")
     for line in pipeline.outputs():
         console.print(line, soft_wrap=True, highlight=False, markup=False)
+    _tell_failures(runner.failures())
+
+
+@app.command(epilog="Example: fusion caption configs/quickstart.yaml --where \"status = 'failed'\"")
+def caption(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    engine: Annotated[
+        str | None, typer.Option(metavar="NAME", help="One of caption.engines, or composer.")
+    ] = None,
+    where: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SQL",
+            help="Ask again for the captions for which this holds, and for nothing else: over key, "
+            "status, reason, caption, finish, violations (JSON), repairs. At temperature 0 a model "
+            "may well answer the same: other settings (a larger max_tokens) are another entry of "
+            "caption.engines, with a table of its own.",
+        ),
+    ] = None,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Say what it would cost; ask nothing.")
+    ] = False,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Take whole shards until there are N samples.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what was made with other settings.")
+    ] = False,
+    refresh: Annotated[
+        bool, typer.Option("--refresh", help="Make again what was made from inputs since changed.")
+    ] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Do failed rows again; the others stay.")
+    ] = False,
+    in_process: Annotated[
+        bool, typer.Option("--no-ray", help="One shard after the other, in this process.")
+    ] = False,
+) -> None:
+    """Run what is missing up to the captions, or ask again for some of them. The same command again
+    resumes."""
+    from fusion_pipeline import captioning
+    from fusion_pipeline.runner import Options
+
+    if where is not None and (overwrite or refresh or retry_failed):
+        _fail("--where goes without --overwrite, --refresh and --retry-failed")
+    chosen = [f"caption.engine={json.dumps(engine)}"] if engine else []
+    pipeline = _pipeline(config, [*(overrides or ()), *chosen])
+    table = pipeline.export.captions
+    options = Options(None, table, limit, overwrite, refresh, retry_failed, in_process, where)
+    if estimate:
+        asked = captioning.ask_again(pipeline, where, limit) if where is not None else options.redo
+        for line in captioning.estimate(pipeline, asked, options.replace, limit).lines():
+            print(printable(line))
+        return
+    runner = run_job(pipeline, options, console)
+    if not runner.committed:
+        console.print("Nothing to do: no caption is asked for.")
     _tell_failures(runner.failures())
 
 
@@ -171,6 +220,36 @@ def report(config: ConfigFile, overrides: Overrides = None) -> None:
     made = pipeline.report()
     made.run()
     print(made.out.full("report.html"))
+
+
+@app.command(epilog="Example: fusion compare configs/quickstart.yaml composer gpt-4o --cards 40")
+def compare(
+    config: ConfigFile,
+    a: Annotated[str, typer.Argument(metavar="A", help="An engine: its table is captions/A.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another engine.")],
+    overrides: Overrides = None,
+    cards: Annotated[int, typer.Option(min=0, help="Samples shown side by side.")] = 24,
+    out: Annotated[
+        str | None, typer.Option(metavar="FILE", help="The page; default: run/compare-A-B.html")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Two engines' captions of the same samples side by side: numbers, and a page to look at."""
+    from fusion_pipeline.report.compare import Compare, default_page, write_page
+    from fusion_pipeline.report.compare_blocks import terminal_tables
+
+    pipeline = _pipeline(config, overrides)
+    compared = Compare.of(pipeline, a, b)
+    with console.status("comparing …"):
+        comparison, chosen = compared.run(cards)
+    page = out or default_page(pipeline.config.run, a, b)
+    write_page(comparison, chosen, Path(pipeline.config.run).name, page)
+    if as_json:
+        _print_json({**comparison.as_dict(), "page": page})
+        return
+    for table in terminal_tables(comparison):
+        Console().print(table)
+    print(page)
 
 
 @app.command(epilog="Example: fusion migrate runs/quickstart")

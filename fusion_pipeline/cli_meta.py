@@ -1,7 +1,215 @@
 """The `fusion meta` commands: the captions that a strong model writes for a part of the images."""
 
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
 import typer
+from rich.console import Console
+
+from fusion_pipeline.errors import printable
+
+if TYPE_CHECKING:  # imported inside the commands: `fusion --help` is to answer at once
+    from fusion_pipeline.fuse.batch_desk import Desk
+    from fusion_pipeline.fuse.batch_plan import Plan
+    from fusion_pipeline.pipeline import Pipeline
+
+console = Console(stderr=True)
+_ConfigFile = Annotated[Path, typer.Argument(help="YAML file; ready ones are in configs/.")]
+_Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="For example caption.engine=strong"),
+]
 
 meta = typer.Typer(
     help="The meta set: captions of a part of the images by a strong model.", no_args_is_help=True
 )
+
+
+@meta.command(
+    epilog="Example: fusion meta sample configs/quickstart.yaml caption.sample={size: 50}"
+)
+def sample(
+    config: _ConfigFile,
+    overrides: _Overrides = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what was made with other settings.")
+    ] = False,
+    refresh: Annotated[
+        bool, typer.Option("--refresh", help="Make again what was made from inputs since changed.")
+    ] = False,
+    in_process: Annotated[
+        bool, typer.Option("--no-ray", help="One shard after the other, in this process.")
+    ] = False,
+) -> None:
+    """Draw the images to caption: run what is missing up to `meta_sample`; what was drawn."""
+    from fusion_pipeline.cli_job import run_job
+    from fusion_pipeline.config import ConfigError, load_config
+    from fusion_pipeline.pipeline import build_pipeline
+    from fusion_pipeline.runner import Options
+    from fusion_pipeline.select.meta_sample import drawn_strata, read_drawn
+
+    pipeline = build_pipeline(load_config(config, overrides or ()))
+    if pipeline.sample is None:
+        raise ConfigError(
+            f"{config}: caption.sample is not set, so all images are captioned: set it to "
+            "{size: 100000}"
+        )
+    until = pipeline.sample.name
+    options = Options(until=until, overwrite=overwrite, refresh=refresh, in_process=in_process)
+    run_job(pipeline, options, console)
+    print(f"{until}: {read_drawn(pipeline.selected)}")
+    names = {True: "with text", False: "without text", None: "nobody looked for text"}
+    for has_text, (rows, clusters) in sorted(drawn_strata(pipeline.selected).items(), key=str):
+        print(f"{names[has_text]}: {rows:,} rows of {clusters:,} clusters")
+
+
+# Captions in batches
+
+
+@meta.command(epilog="Example: fusion meta submit configs/quickstart.yaml --files-only")
+def submit(
+    config: _ConfigFile,
+    overrides: _Overrides = None,
+    files_only: Annotated[
+        bool,
+        typer.Option(
+            "--files-only", help="Write the files and upload nothing: for vllm run-batch."
+        ),
+    ] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Ask for captions that failed once more, too.")
+    ] = False,
+) -> None:
+    """Ask for the captions that are missing, in batches. Nothing is submitted twice: the same
+    command again sends what was left out and what came back without an answer."""
+    from functools import partial
+
+    from rich.progress import track
+
+    from fusion_pipeline.engine.chain import Replace
+    from fusion_pipeline.fuse import batch_show
+
+    with _batches(config, overrides) as (_, plan, desk):
+        # Raises FusionError: nothing is to be paid for a table that can't be made.
+        plan.chain.outdated(Replace.NOTHING)
+        if not files_only:
+            with console.status("batches …"):
+                desk.look()
+                desk.take_in()
+        if retry_failed:
+            desk.books.forgive()
+            plan = plan.of_failed()
+        bar = partial(track, description="requests …", console=console, transient=True)
+        sent = desk.submit(plan, files_only, bar)
+        for line in batch_show.sent_line(sent, files_only, desk.books):
+            console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+
+
+@meta.command(epilog="Example: fusion meta status configs/quickstart.yaml --json")
+def status(
+    config: _ConfigFile,
+    overrides: _Overrides = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON for a program to read.")
+    ] = False,
+) -> None:
+    """How far the batches are, what they cost, and what is still to be sent. Changes nothing."""
+    from fusion_pipeline.fuse import batch_show
+
+    with _batches(config, overrides, is_reading=True) as (_, plan, desk):
+        with console.status("batches …"):
+            desk.look()
+            unsent, waiting = plan.unsent(), len(plan.shards())
+        if as_json:
+            found = batch_show.as_dict(desk.books, desk.config, unsent, waiting)
+            print(json.dumps(found, indent=1, ensure_ascii=False))
+            return
+        out = Console(highlight=False)
+        out.print(batch_show.files_table(desk.books))
+        out.print(batch_show.panel(desk.books, desk.config, unsent, waiting))
+
+
+@meta.command(epilog="Example: fusion meta collect configs/quickstart.yaml --results out.jsonl")
+def collect(
+    config: _ConfigFile,
+    overrides: _Overrides = None,
+    results: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            help="Results of files that were run elsewhere; may be given several times.",
+        ),
+    ] = None,
+) -> None:
+    """Take in what the batches have answered; commit the shards whose captions are all there."""
+    from fusion_pipeline.cli_job import run_job
+    from fusion_pipeline.fuse import batch_show
+    from fusion_pipeline.runner import Options
+
+    with _batches(config, overrides) as (pipeline, plan, desk), console.status("results …"):
+        desk.look()
+        desk.take_in()
+        read = desk.take_files(results) if results else {}
+        healed = plan.has_healed()
+    if results:
+        found = ", ".join(f"{name} {count:,}" for name, count in read.items() if count)
+        console.print(f"results: {found or 'none'}", highlight=False)
+    options = Options(only=plan.step.work.name, retry_failed=healed, in_process=True)
+    run_job(pipeline, options, console)
+    unsent, waiting = plan.unsent(), len(plan.shards())
+    Console(highlight=False).print(batch_show.panel(desk.books, desk.config, unsent, waiting))
+
+
+@meta.command(epilog="Example: fusion meta cancel configs/quickstart.yaml")
+def cancel(config: _ConfigFile, overrides: _Overrides = None) -> None:
+    """Cancel the batches that are at work. `collect` takes in what they had answered by then."""
+    with _batches(config, overrides) as (_, _, desk):
+        with console.status("batches …"):
+            desk.look()
+            done = desk.cancel()
+        said = ", ".join(f"{count:,} {what}" for what, count in done.items())
+        console.print(f"files: {said or 'none is open'}", highlight=False)
+
+
+@contextlib.contextmanager
+def _batches(
+    config: Path, overrides: list[str] | None, is_reading: bool = False
+) -> "Iterator[tuple[Pipeline, Plan, Desk]]":
+    """The captions step and its books, under the lease unless they are only read. Raises
+    FusionError."""
+    from fusion_pipeline.captioning import caption_step
+    from fusion_pipeline.config import ConfigError, load_config
+    from fusion_pipeline.dataset.layout import Dataset
+    from fusion_pipeline.dataset.lease import as_holder, hold_lease
+    from fusion_pipeline.engine.chain import Chain
+    from fusion_pipeline.engine.run import new_run_id
+    from fusion_pipeline.fuse.batch_desk import Desk
+    from fusion_pipeline.fuse.batch_plan import Plan
+    from fusion_pipeline.pipeline import build_pipeline
+
+    pipeline = build_pipeline(load_config(config, overrides or ()))
+    step, stage = caption_step(pipeline)
+    settings, books = stage.engine.batch, stage.engine.books
+    if settings is None or books is None:
+        raise ConfigError(
+            f"{config}: caption.engine is not asked in batches: set it to {{batch: {{model: ...}}}}"
+        )
+    dataset = Dataset.open(pipeline.selected.storage.url)
+    chain = Chain.resolve(dataset, [step])
+    with contextlib.ExitStack() as stack:
+        stack.callback(setattr, books, "token", "")
+        if not is_reading:
+            books.token = stack.enter_context(hold_lease(dataset.storage, new_run_id()))
+            stack.enter_context(as_holder(dataset.storage, books.token))
+        desk = Desk(books.load(), settings)
+        stack.callback(desk.close)
+        try:
+            yield pipeline, Plan(chain, settings, books), desk
+        except KeyboardInterrupt:
+            console.print("Interrupted. All that was sent is in the books; run it again to go on.")
+            raise typer.Exit(130) from None

@@ -123,12 +123,25 @@ def _expert_choice(value: object) -> object:
         raise ValueError("; ".join(f"{name}.{line}" for line in lines)) from error
 
 
+class SampleConfig(_Model):
+    """Caption a part of the selected images: the paper's meta set is 100K of 1M."""
+
+    size: int = Field(100_000, ge=1)
+    """Rows; when there are fewer, all."""
+    seed: int = 0
+    by: Literal["plain", "strata"] = "plain"
+    """`plain`: at random. `strata`: in proportion to cluster and whether an expert read text, and
+    at least one row of each as far as `size` allows."""
+
+
 class CaptionConfig(_Model):
     template: str = "engine-v1"
     engine: EngineChoice = EngineChoice(composer=ComposerConfig(), name="composer")
     """Or the name of one of `engines`."""
     engines: dict[str, EngineChoice] = {}
     """Engines to choose from, each with a table of its own: `captions/<name>`."""
+    sample: SampleConfig | None = None
+    """Which rows are captioned: `{size: 100000, seed: 0, by: plain}`; null: all."""
     max_words: int = Field(192, ge=1)
     """A longer caption breaks a rule (docs/policies.md)."""
     repair: bool = False

@@ -18,6 +18,8 @@ import psutil
 
 from experts.base import ASSETS
 from fusion_pipeline import __version__
+from fusion_pipeline.fuse.servers import ServerError
+from fusion_pipeline.fuse.vllm import VllmConfig, server_command
 from fusion_pipeline.pipeline import Pipeline
 
 _CORE = ("ray", "pyarrow", "onnxruntime", "rapidocr", "pillow", "webdataset", "openai")
@@ -175,20 +177,33 @@ def _answers(url: str) -> bool:
         return False
 
 
+def _vllm(config: VllmConfig) -> Check:
+    try:
+        command = server_command(config)
+    except ServerError as error:
+        found, _, fix = str(error).partition(": ")
+        return Check("caption engine", "missing", found, fix)
+    return Check("caption engine", "ok", f"{config.model}, served by {command.arguments[0]}")
+
+
 def _engine(pipeline: Pipeline) -> Iterator[Check]:
-    endpoint = pipeline.config.caption.engine.endpoint
+    choice = pipeline.config.caption.engine
+    if choice.vllm is not None:
+        yield _vllm(choice.vllm)
+        return
+    endpoint = choice.endpoint or choice.batch
     if endpoint is None:
         yield Check("caption engine", "ok", "composer (offline baseline)")
         return
-    for url in endpoint.url:
+    for url in (endpoint.url,) if isinstance(endpoint.url, str) else endpoint.url:
         found = f"{endpoint.model} at {url}"
         if _answers(url):
             there = f"{found} (a server listens; --smoke tries the model)"
             yield Check("caption engine", "ok", there)
         else:
-            fix = "start the server, or mend caption.engine.endpoint.url"
+            fix = "start the server, or mend the `url` of caption.engine"
             yield Check("caption engine", "warn", f"{found}: nothing listens there", fix)
     names = (endpoint.key_env, f"{endpoint.key_env}_FILE")
     if endpoint.key_env and not any(os.environ.get(name) for name in names if name):
-        fix = f"export {endpoint.key_env}=… or set caption.engine.endpoint.key_env: null"
+        fix = f"export {endpoint.key_env}=… or set `key_env: null` in caption.engine"
         yield Check("caption key", "missing", f"{endpoint.key_env} is not set", fix)

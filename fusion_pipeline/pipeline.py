@@ -1,11 +1,11 @@
 """The main job: which steps a config asks for, what each depends on, and running what is missing.
 
     pool:      ingest -> resolution -> embeddings -> (centroids) -> clusters -> (selection)
-    selected:  repack -> tags, objects, text -> hints -> prompts -> captions
+    selected:  repack -> tags, objects, text -> hints -> prompts -> [(meta_sample) ->] captions
     then       export -> report
 
-Steps in brackets read all shards. Each step is done, or its missing shards are; nothing is kept
-in memory between them.
+Steps in round brackets read all shards; `meta_sample` is there when `caption.sample` is set. Each
+step is done, or its missing shards are; nothing is kept in memory between them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,6 +30,7 @@ from fusion_pipeline.perceive.stage import Perceive
 from fusion_pipeline.prompts.stages import HintsStage, PromptStage
 from fusion_pipeline.select.clusters import Centroids, Clusters
 from fusion_pipeline.select.embed import Embed
+from fusion_pipeline.select.meta_sample import MetaSample
 from fusion_pipeline.select.repack import Repack
 from fusion_pipeline.select.selection import Selection
 
@@ -69,6 +70,8 @@ class GlobalPhase:
     artifact: Artifact
     writes: str | None = None
     """The shard-aligned table it writes, if it does."""
+    keeps_stale: bool = False
+    """Whether its whole table stays when its inputs have changed, until `--refresh`."""
 
     @property
     def names(self) -> list[str]:
@@ -85,6 +88,8 @@ class Pipeline:
     phases: tuple[ChainPhase | GlobalPhase, ...]
     export: Export
     evidence: tuple[str, ...]
+    sample: MetaSample | None = None
+    """What draws the rows to caption; None: all are."""
 
     @property
     def step_names(self) -> list[str]:
@@ -118,6 +123,7 @@ class Pipeline:
             groups=settings.groups,
             seed=settings.seed,
             out=Storage(self.config.run),
+            sample=tuple(step.name for step in [self.sample] if step),
         )
 
     def outputs(self) -> list[str]:
@@ -161,10 +167,19 @@ def build_pipeline(config: Config) -> Pipeline:
     assigned = of_pool.chain([Clusters(pool)], also=("centroids",))
     decided = of_pool.artifact(selection, also=("centroids",))
     of_selected = _Lineage({"selection": decided.made_by})
-    stages = _caption_stages(config, selected)
-    packed = of_selected.chain([repack, *stages], also_first=("selection",))
-
+    sample = _meta_sample(config, repack)
+    *stages, caption = _caption_stages(config, selected, sample)
     choose = GlobalPhase(pool, selection, decided, writes="selection")
+    if sample is None:
+        packed = of_selected.chain([repack, *stages, caption], also_first=("selection",))
+        captioned: tuple[ChainPhase | GlobalPhase, ...] = ()
+    else:
+        packed = of_selected.chain([repack, *stages], also_first=("selection",))
+        drawn = of_selected.artifact(sample)
+        captioned = (
+            GlobalPhase(selected, sample, drawn, writes=sample.name, keeps_stale=True),
+            ChainPhase(selected, of_selected.chain([caption]), repack, packs=choose),
+        )
 
     return Pipeline(
         config,
@@ -176,22 +191,40 @@ def build_pipeline(config: Config) -> Pipeline:
             ChainPhase(pool, assigned, ingest),
             choose,
             ChainPhase(selected, packed, repack, packs=choose),
+            *captioned,
         ),
-        Export(selected, stages[-1].name, stages[-2].name, Storage(f"{config.run}/export")),
+        Export(selected, caption.name, stages[-1].name, Storage(f"{config.run}/export")),
         tuple(stage.name for stage in stages if isinstance(stage, Perceive)),
+        sample,
     )
 
 
-def _caption_stages(config: Config, dataset: Dataset) -> list[Stage]:
+def _meta_sample(config: Config, repack: Repack) -> MetaSample | None:
+    choice = config.caption.sample
+    if choice is None:
+        return None
+    evidence = tuple(Perceive(expert.name, expert.config).name for expert in config.experts)
+    prompts = PromptStage(config.caption.template).name
+    return MetaSample(choice.size, choice.seed, choice.by, repack, prompts, evidence)
+
+
+def _caption_stages(
+    config: Config, dataset: Dataset, sample: MetaSample | None = None
+) -> list[Stage]:
     experts = [Perceive(choice.name, choice.config) for choice in config.experts]
     evidence = tuple(expert.name for expert in experts)
     prompts = PromptStage(config.caption.template)
-    caption = _caption_stage(config.caption, dataset, evidence, prompts.name)
+    also = (sample.name,) if sample else ()
+    caption = _caption_stage(config.caption, dataset, evidence, prompts.name, also)
     return [*experts, HintsStage(evidence, config.hints), prompts, caption]
 
 
 def _caption_stage(
-    config: CaptionConfig, dataset: Dataset, evidence: tuple[str, ...], prompts: str
+    config: CaptionConfig,
+    dataset: Dataset,
+    evidence: tuple[str, ...],
+    prompts: str,
+    sample: tuple[str, ...],
 ) -> Caption:
     engine = engine_of(config.engine, dataset)
     return Caption(
@@ -201,6 +234,7 @@ def _caption_stage(
         prompts,
         config.max_words,
         config.repair and engine.can_repair,
+        sample,
     )
 
 
@@ -233,7 +267,9 @@ class _Lineage:
             steps.append(Step(work, made, {name: self.made[name] for name in reads}, also))
         return tuple(steps)
 
-    def artifact(self, step: Centroids | Selection, also: tuple[str, ...] = ()) -> Artifact:
+    def artifact(
+        self, step: Centroids | Selection | MetaSample, also: tuple[str, ...] = ()
+    ) -> Artifact:
         made = self._fingerprint(
             step.name, step.version, step.settings(), (*step.reads, *also), None
         )

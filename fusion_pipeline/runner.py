@@ -3,19 +3,21 @@
 import contextlib
 import operator
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 
 from rich.console import Console
 
+from fusion_pipeline.captioning import ask_again
 from fusion_pipeline.dataset.accounting import TableCounts, count_table, funnel
 from fusion_pipeline.dataset.artifacts import artifact_state, inputs_of, keep_artifact
 from fusion_pipeline.dataset.layout import Dataset
 from fusion_pipeline.dataset.lease import as_holder, hold_lease
 from fusion_pipeline.dataset.schemas import SAMPLES
 from fusion_pipeline.dataset.tables import NoTableError
+from fusion_pipeline.engine.again import Again
 from fusion_pipeline.engine.chain import Chain, Replace, check_settings, run_in_process
 from fusion_pipeline.engine.guard import Incident, Limits
 from fusion_pipeline.engine.run import Fuse, RunLog, drive, new_run_id
@@ -23,9 +25,11 @@ from fusion_pipeline.engine.shard import ALL_SHARDS, Redo, ShardResult
 from fusion_pipeline.engine.stage import Source
 from fusion_pipeline.engine.stop import Stopper
 from fusion_pipeline.errors import FusionError, printable
+from fusion_pipeline.fuse.batch_plan import answered_only
 from fusion_pipeline.fuse.closing import Meter
 from fusion_pipeline.fuse.stage import Caption
 from fusion_pipeline.pipeline import ChainPhase, GlobalPhase, Pipeline
+from fusion_pipeline.select.meta_sample import MetaSample, read_drawn
 
 
 class PipelineError(FusionError):
@@ -59,6 +63,9 @@ class Options:
     retry_failed: bool = False
     in_process: bool = False
     """The plain loop instead of Ray."""
+    where: str | None = None
+    """Ask again for captions of the rows for which this SQL expression holds, and do nothing
+    else."""
 
     @property
     def replace(self) -> Replace:
@@ -79,12 +86,15 @@ class Runner:
     def __init__(self, pipeline: Pipeline, options: Options, console: Console) -> None:
         self._pipeline = pipeline
         self._options = options
+        self._redo: Redo | Again = options.redo
         self._console = console
         self._run_id = new_run_id()
         self._stack = contextlib.ExitStack()
         self._tokens: dict[str, str] = {}
         self._digests: dict[str, str] = {}
         self._warned: set[str] = set()
+        self._waiting: dict[str, int] = {}
+        """Shards whose captions are asked for in batches and are not all there, by table."""
         self._ray = False
         self._stopper = Stopper(self._run_id, pipeline.config.runner.drain_seconds)
         self.committed = 0
@@ -93,9 +103,12 @@ class Runner:
     def run(self) -> None:
         """Everything that the options ask for and that is not there yet.
 
-        Raises PipelineError, SourceError, TableError, LeaseError, StageError, StoppedError.
+        Raises PipelineError, SourceError, TableError, LeaseError, StageError, StoppedError,
+        WhereError.
         """
         wanted = self._wanted()
+        if self._options.where is not None:
+            self._redo = ask_again(self._pipeline, self._options.where, self._options.limit)
         with self._stopper.listening(), self._stack:
             phases = [p for p in self._pipeline.phases if not wanted.isdisjoint(p.names)]
             for _, of_one in groupby(phases, lambda phase: phase.dataset.storage.url):
@@ -104,6 +117,12 @@ class Runner:
                 self._run_export()
             if "report" in wanted:
                 self._run_report()
+        for table, count in self._waiting.items():
+            if count:
+                self._say(
+                    f"{table}: {count:,} shards wait for batches. `fusion meta submit` sends what "
+                    "was not sent, `fusion meta collect` takes in what is answered."
+                )
 
     def failures(self) -> list[TableCounts]:
         """Tables of stages in which rows failed. Bad input rows are not among them: those are
@@ -120,6 +139,8 @@ class Runner:
         for name in (options.only, options.until):
             if name is not None and name not in names:
                 raise PipelineError(f"no step is called {name!r}; steps: {', '.join(names)}")
+        if options.where is not None:
+            return {self._pipeline.export.captions}
         if options.only:
             return {options.only}
         return set(names[: names.index(options.until) + 1] if options.until else names)
@@ -131,10 +152,13 @@ class Runner:
         to that moment is seen then, and each phase that is done already is committed once more:
         from then on no run that was frozen can replace it.
         """
-        if all(self._is_done(phase, wanted) for phase in phases):
+        is_asked = isinstance(self._redo, Again)
+        if not is_asked and all(self._is_done(phase, wanted) for phase in phases):
             return
         dataset = phases[0].dataset
         token = self._token(dataset)
+        if isinstance(self._redo, Again):
+            self._redo = self._redo.begin(dataset)
         with as_holder(dataset.storage, token):
             for phase in phases:
                 if isinstance(phase, ChainPhase):
@@ -165,10 +189,14 @@ class Runner:
         chain = chain.under(token, self._run_id)
         self._drop_dependents(chain, token)
         chain.describe()
+        if isinstance(self._redo, Again):
+            shards = len(pending.get(self._redo.table, ()))
+            self._say(f"{self._redo.table}: rows of {shards:,} shards are asked for again")
         if not pending:
+            self._end_request(dataset, pending)
             return
         meters = [
-            Meter(step.work.engine.journal)
+            Meter(step.work.engine.journal, step.work.engine.captions_per_second)
             for step in chain.reduced(pending).steps
             if isinstance(step.work, Caption) and step.work.engine.journal is not None
         ]
@@ -176,8 +204,17 @@ class Runner:
             settings = self._pipeline.config.runner
             fuse = Fuse(settings.max_failure_rate, settings.fuse_after_rows)
             self.committed += drive(chain, pending, self._runner(), log, fuse, self._console)
+        self._end_request(dataset, pending)
         for meter in meters:
-            self._console.print(meter.panel())
+            self._console.print(meter.panel(log.seconds(meter.table)))
+
+    def _end_request(self, dataset: Dataset, pending: Mapping[str, Sequence[int]]) -> None:
+        """To ask again, when it is done for all shards: not when the run was asked to stop."""
+        request = self._redo
+        if isinstance(request, Again):
+            shards = {shard for todo in pending.values() for shard in todo}
+            if shards <= request.done(dataset.storage):
+                request.close(dataset.storage)
 
     def _planned(self, phase: ChainPhase, wanted: set[str]) -> list[int] | None:
         """Rows of each shard by the committed plan; None when there is none for this source.
@@ -213,9 +250,11 @@ class Runner:
             shards = _first_shards(rows, self._options.limit)
         steps = [step for step in phase.steps if step.work.name in wanted]
         digest = self._digest(phase.source)
-        chain = Chain.resolve(phase.dataset, steps, digest, self._options.redo)
+        chain = Chain.resolve(phase.dataset, steps, digest, self._redo)
         chain.outdated(self._options.replace)
-        return chain, chain.pending(self._with_inputs(chain, shards))
+        pending, waiting = answered_only(chain, chain.pending(self._with_inputs(chain, shards)))
+        self._waiting |= waiting
+        return chain, pending
 
     def _with_inputs(self, chain: Chain, shards: list[int]) -> list[int]:
         """Those of the shards that have every table the chain reads and does not write."""
@@ -252,7 +291,8 @@ class Runner:
                 f"{dataset.storage.full(artifact.path)} was made with other settings. Restore "
                 "them, choose a new `run` folder, or run again with --overwrite."
             )
-        if state == "stale" and self._options.replace is Replace.NOTHING and not phase.writes:
+        is_kept = phase.keeps_stale or not phase.writes
+        if state == "stale" and self._options.replace is Replace.NOTHING and is_kept:
             self._warn(
                 f"{artifact.name} is stale: its input changed since. It is kept; --refresh makes "
                 "it anew."
@@ -281,10 +321,13 @@ class Runner:
             rows = count_table(dataset, artifact.reads[0]).rows
             log.add(ShardResult(phase.step.name, ALL_SHARDS, rows, rows, 0, seconds, None))
         self._say(f"{phase.step.name}: {rows:,} rows in {seconds:.1f} s")
+        if isinstance(phase.step, MetaSample):
+            self._say(f"{phase.step.name}: {read_drawn(dataset)}")
         self.committed += 1
 
     def _state(self, phase: GlobalPhase) -> str:
-        """`artifacts.artifact_state`; of a step that writes a table, the table's too."""
+        """`artifacts.artifact_state`; of a step that writes a table, the table's too, which is
+        `partial` when shards have come since."""
         dataset, artifact = phase.dataset, phase.artifact
         state = artifact_state(dataset, artifact)
         if phase.writes is None or state == "missing":
@@ -295,7 +338,7 @@ class Runner:
             return "changed"
         needed = dataset.shards_of(artifact.reads[-1])
         is_whole = current is not None and dataset.shards_of(current) >= needed
-        return state if is_whole else "stale"
+        return state if is_whole else "partial"
 
     def _need_complete(self, phase: GlobalPhase) -> None:
         """A global step's artifact marks its end: without it some shards may still be old."""
@@ -307,6 +350,8 @@ class Runner:
 
     def _run_export(self) -> None:
         export = self._pipeline.export
+        if any(self._waiting.values()) and not export.selected.shards_of(export.captions):
+            return  # none is answered so far
         _need(export.selected, export.captions)
         if export.is_current():
             return
@@ -317,6 +362,8 @@ class Runner:
 
     def _run_report(self) -> None:
         report = self._pipeline.report()
+        if any(self._waiting.values()) and not report.selected.shards_of(report.captions):
+            return
         _need(report.selected, report.captions)
         if report.is_current():
             return
@@ -357,7 +404,7 @@ class Runner:
             settings.stall_minutes * 60,
             settings.image_seconds,
         )
-        return partial(run_on_ray, limits=limits)
+        return partial(run_on_ray, limits=limits, reconnect=self._reconnect)
 
     def _task(self) -> Callable[..., None]:
         """Runs a function in a worker process, or here when there is no Ray."""
@@ -368,17 +415,28 @@ class Runner:
         self._start_ray()
         return run_task
 
-    def _start_ray(self) -> None:
-        from fusion_pipeline.engine.ray_pool import RayOptions, start_ray, stop_ray
+    def _reconnect(self, why: str) -> None:
+        from fusion_pipeline.engine.ray_pool import stop_ray
 
-        if self._ray:
-            return
+        self._say(f"Beginning anew with what is left: {why}")
+        stop_ray()
+        self._join_ray()
+
+    def _start_ray(self) -> None:
+        from fusion_pipeline.engine.ray_pool import stop_ray
+
+        if not self._ray:
+            self._join_ray()
+            self._ray = True
+            self._stack.callback(stop_ray)
+
+    def _join_ray(self) -> None:
+        from fusion_pipeline.engine.ray_pool import RayOptions, start_ray
+
         runner = self._pipeline.config.runner
         with self._console.status("starting Ray …"):
             start_ray(RayOptions(runner.ray_address, runner.workers, runner.dashboard))
         self._stopper.listen()  # Ray has put a handler of its own in place
-        self._ray = True
-        self._stack.callback(stop_ray)
 
 
 def _need(dataset: Dataset, table: str) -> None:

@@ -27,7 +27,8 @@ from fusion_pipeline.engine.chain import Chain, ChainRunner
 from fusion_pipeline.engine.errors import StageError
 from fusion_pipeline.engine.shard import Step
 from fusion_pipeline.errors import FusionError, printable
-from fusion_pipeline.fuse.endpoint import EndpointError
+from fusion_pipeline.fuse.batch_config import BatchConfig
+from fusion_pipeline.fuse.endpoint import EndpointConfig, EndpointError
 from fusion_pipeline.ingest.source import Ingest
 from fusion_pipeline.perceive.stage import Perceive
 from fusion_pipeline.pipeline import smoke_steps
@@ -142,13 +143,18 @@ def _write_photos(folder: Path) -> None:
 
 
 def _impatient(config: Config) -> Config:
-    """The config with few retries of its endpoint, on which no output depends."""
+    """The config with few retries of its endpoint, on which no output depends. Of a model that is
+    asked in batches the same endpoint is asked at once."""
     engine = config.caption.engine
-    if engine.endpoint is None:
+    endpoint = engine.endpoint
+    if engine.batch is not None:
+        shared = set(EndpointConfig.model_fields) & set(BatchConfig.model_fields)
+        endpoint = EndpointConfig.model_validate(engine.batch.model_dump(include=shared))
+    if endpoint is None:
         return config
-    few = min(_MAX_RETRIES, engine.endpoint.max_retries)
-    endpoint = engine.endpoint.model_copy(update={"max_retries": few})
-    engine = engine.model_copy(update={"endpoint": endpoint})
+    few = min(_MAX_RETRIES, endpoint.max_retries)
+    endpoint = endpoint.model_copy(update={"max_retries": few})
+    engine = engine.model_copy(update={"endpoint": endpoint, "batch": None})
     caption = config.caption.model_copy(update={"engine": engine})
     return config.model_copy(update={"caption": caption})
 

@@ -21,7 +21,7 @@ from fusion_pipeline.pipeline import build_pipeline
 from tests.dataset.version1 import put_back
 from tests.toy import files_of, seen_by_readers
 
-COMMANDS = ["run", "status", "report", "migrate", "demo-data", "config", "doctor"]
+COMMANDS = ["run", "caption", "status", "report", "migrate", "demo-data", "config", "doctor"]
 EXPERT = "tags/efficientnet-lite2"
 PICTURES = 6
 

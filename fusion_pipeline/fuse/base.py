@@ -40,6 +40,8 @@ class CaptionRequest:
     """An earlier answer, and what was wrong with it: the next two turns of the conversation."""
     info: ImageInfo | None = None
     """What ingest found when it decoded the image whole; None: not known."""
+    again: str = ""
+    """Id of a request to write this caption once more: an earlier answer is not given again."""
 
 
 @dataclass(frozen=True, slots=True)

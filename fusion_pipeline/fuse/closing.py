@@ -1,6 +1,5 @@
 """What a captioning run says at its end: how fast, how the captions ended, what they cost."""
 
-import time
 from collections import Counter
 
 from rich.panel import Panel
@@ -11,22 +10,32 @@ from fusion_pipeline.fuse.journal import Journal, Spent
 
 
 class Meter:
-    """Runs from the start of a captioning run to its end. Only under the dataset's lease, and when
-    no client is at work: the journal is folded up."""
+    """Made before a captioning run. Only under the dataset's lease, and when no client is at work:
+    the journal is folded up."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal, maximum: float | None = None) -> None:
+        """`maximum`: captions a second that the engine was measured to make."""
         self._journal = journal
+        self._maximum = maximum
         self._before = _read(journal)
-        self._started = time.monotonic()
 
-    def panel(self) -> Panel:
-        seconds = max(time.monotonic() - self._started, 1e-9)
+    @property
+    def table(self) -> str:
+        return self._journal.table
+
+    def panel(self, seconds: float) -> Panel:
+        """`seconds`: that captions were asked for."""
+        seconds = max(seconds, 1e-9)
         total = _read(self._journal)
         finish, violations, repairs = _ends(self._journal.dataset, self._journal.table)
         captions = finish.total()
         asked = total.requests - self._before.requests
         grid = Table.grid(padding=(0, 2))
-        grid.add_row("requests", f"{asked:,} in {seconds:,.0f} s: {asked / seconds:,.1f}/s")
+        pace = f"{asked:,} in {seconds:,.0f} s: {asked / seconds:,.1f}/s"
+        if self._maximum:
+            share = asked / seconds / self._maximum
+            pace += f", {share:.0%} of the engine's own maximum ({self._maximum:,.1f}/s)"
+        grid.add_row("requests", pace)
         prompt = (total.prompt_tokens - self._before.prompt_tokens) / seconds
         output = (total.completion_tokens - self._before.completion_tokens) / seconds
         grid.add_row("tokens", f"prompts {prompt:,.0f}/s, answers {output:,.0f}/s")

@@ -25,6 +25,7 @@ from fusion_pipeline.fuse.images import image_to_send
 
 _FINISHES = {"stop": Finish.STOP, "length": Finish.LENGTH}
 _HERE = "@@image@@"
+_SET_HERE = {"messages", "model", "max_tokens", "temperature", "seed", "stream", "n"}
 
 
 class CompletionConfig(BaseModel):
@@ -43,6 +44,23 @@ class CompletionConfig(BaseModel):
     """Long edge in pixels of the image sent; larger images are scaled down."""
     detail: Literal["auto", "low", "high"] | None = None
     """The API's `image_url.detail`; null leaves it out."""
+    extra_body: dict[str, Any] = {}
+    """Further fields of the request, such as `{repetition_penalty: 1.05}` of vLLM's API."""
+
+    @field_validator("extra_body")
+    @classmethod
+    def _not_twice(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in value:
+            if name in _SET_HERE:
+                raise ValueError(f"{name} has a setting of its own, or is not to be changed")
+        return value
+
+    def completion_fields(self) -> dict[str, Any]:
+        """Those above, for the lineage: they change captions."""
+        fields = self.model_dump(include=set(CompletionConfig.model_fields))
+        if not self.extra_body:
+            del fields["extra_body"]  # as it was before there was this field
+        return fields
 
 
 def request_body(request: CaptionRequest, config: CompletionConfig) -> bytes:
@@ -66,6 +84,7 @@ def request_body(request: CaptionRequest, config: CompletionConfig) -> bytes:
     }
     if config.seed is not None:
         fields["seed"] = config.seed
+    fields |= config.extra_body
     # Most of the bytes need no escapes: they are put in afterwards.
     before, _, after = json.dumps(fields).partition(_HERE)
     return b"".join((before.encode(), base64.b64encode(data), after.encode()))

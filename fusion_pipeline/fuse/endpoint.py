@@ -12,7 +12,7 @@ import email.utils
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
@@ -49,13 +49,15 @@ from fusion_pipeline.fuse.traffic import Backend, Backends, Rate, Slots
 
 # The longest `Retry-After` that is obeyed; a longer one ends the attempts.
 _MAX_RETRY_AFTER_S = 120.0
-_AGAIN = {408, 409, 429}
+_CONNECTIONS = 1000
+AGAIN = {408, 409, 429}
+"""Statuses that may go away, besides all from 500 on."""
 _COSTLY = {408, 502, 504, *range(520, 528)}
 """Statuses behind which an answer may have been made, and paid: gateways that waited no longer."""
-_TURN_TOKENS = 64
+TURN_TOKENS = 64
 """The most that a chat template adds."""
 # OpenAI's code and Azure's code for a prompt that the content filter refused.
-_BLOCKED_CODES = {"content_policy_violation", "content_filter", "moderation_blocked"}
+BLOCKED_CODES = {"content_policy_violation", "content_filter", "moderation_blocked"}
 _UNSUPPORTED_CODES = {"unsupported_parameter", "unsupported_value", "unknown_parameter"}
 
 
@@ -63,7 +65,8 @@ class EndpointError(Exception):
     """The engine itself is misconfigured or refused: every sample would fail. Stops the run."""
 
 
-def _base_url(url: str) -> str:
+def base_url(url: str) -> str:
+    """The same URL. Raises ValueError for what is no base URL of an API."""
     parts = urlsplit(url)  # ValueError for a malformed host
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(
@@ -82,7 +85,7 @@ def _base_urls(value: object) -> object:
     urls = [value] if isinstance(value, str) else value
     if not (isinstance(urls, list | tuple) and urls and all(isinstance(u, str) for u in urls)):
         raise ValueError("must be a base URL, or a list of them")
-    return tuple(map(_base_url, urls))
+    return tuple(map(base_url, urls))
 
 
 class EndpointConfig(CompletionConfig):
@@ -94,9 +97,9 @@ class EndpointConfig(CompletionConfig):
     key_env: str | None = Field(default="OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     """Environment variable that holds the key, or that with `_FILE` added to its name names a file
     which does; null for a local server that asks for none."""
-    concurrency: int = Field(default=256, ge=1, le=1000)
-    """Most requests in flight; 1000 is the most connections that the client opens. Few at first,
-    and more as long as the endpoint does not refuse too many."""
+    concurrency: int = Field(default=256, ge=1)
+    """Most requests in flight; 1000 is the most connections that the client opens to an address.
+    Few at first, and more as long as the endpoint does not refuse too many."""
     requests_per_minute: int | None = Field(default=None, ge=1)
     tokens_per_minute: int | None = Field(default=None, ge=1)
     """Of prompts and answers together. Both limits: of your account; null: what the endpoint's own
@@ -118,11 +121,13 @@ class EndpointConfig(CompletionConfig):
     def _payable(self) -> Self:
         if self.budget_dollars is not None and self.prices is None:
             raise ValueError("budget_dollars: prices are needed to keep it")
+        if self.concurrency > _CONNECTIONS * len(self.url):
+            raise ValueError(f"concurrency: at most {_CONNECTIONS:,} for each `url`")
         return self
 
     def fingerprint_fields(self) -> dict[str, Any]:
         """The fields that change captions."""
-        return self.model_dump(include=set(CompletionConfig.model_fields))
+        return self.completion_fields()
 
 
 class _Again(Exception):
@@ -191,12 +196,20 @@ class Endpoint:
 
     version: ClassVar[int] = 1
 
-    def __init__(self, config: EndpointConfig, journal: Journal | None = None) -> None:
-        """`journal`: not started; without one nothing is written down, and a crash forgets all."""
+    def __init__(
+        self,
+        config: EndpointConfig,
+        journal: Journal | None = None,
+        settings: dict[str, Any] | None = None,
+        key: str | None = None,
+    ) -> None:
+        """`journal`: not started; without one nothing is written down, and a crash forgets all.
+        `settings`: what an answer hangs on besides image and prompt; by default the config's
+        `fingerprint_fields`. `key`: instead of that in `key_env`."""
         self.config = config
-        self._key = _read_key(config.key_env)
+        self._key = read_key(config.key_env) if key is None else SecretStr(key)
         self._journal = journal
-        self._settings = config.fingerprint_fields()
+        self._settings = config.fingerprint_fields() if settings is None else settings
         self._prices = config.prices or Prices(input=0, output=0)
         self._spent = 0.0
         """Without a journal."""
@@ -212,7 +225,7 @@ class Endpoint:
         """Caption one sample; at most `concurrency` samples are decoded or asked for at a time."""
         session = self._session_of_this_loop()
         texts = (request.prompt, *(request.correction or ()))
-        asking = _Asking(request, request_id(request.key, texts, self._settings))
+        asking = _Asking(request, request_id(request.key, texts, self._settings, request.again))
         if self._journal is not None:
             known = self._journal.answer(asking.id, request.shard)
             if known is not None:
@@ -244,6 +257,14 @@ class Endpoint:
         if session is not None and session.loop is asyncio.get_running_loop():
             for client in session.clients.values():
                 await client.close()
+
+    def use(self, urls: Sequence[str], error: Exception | None = None) -> None:
+        """From now on these addresses; requests wait while there is none, or, with an `error`,
+        raise it. To be called in the event loop of the captions."""
+        session = self._session_of_this_loop()
+        for url in set(urls) - set(session.clients):
+            session.clients[url] = self._client(url)
+        session.backends.use(urls, error)
 
     def dollars(self) -> float:
         """Spent so far, over all runs on this folder."""
@@ -302,7 +323,7 @@ class Endpoint:
 
     def _most_tokens(self, request: CaptionRequest) -> int:
         texts = (request.prompt, *(request.correction or ()))
-        length = sum(len(text.encode()) + _TURN_TOKENS for text in texts)
+        length = sum(len(text.encode()) + TURN_TOKENS for text in texts)
         return length + self.config.image_tokens + self._excess
 
     async def _intend(self, asking: _Asking) -> Attempt:
@@ -382,7 +403,10 @@ class Endpoint:
                         cast_to=httpx2.Response,
                         content=asking.body,
                         options={
-                            "headers": {"Content-Type": "application/json"},
+                            "headers": {
+                                "Content-Type": "application/json",
+                                "X-Client-Request-Id": asking.id,  # for the server's own log
+                            },
                             "idempotency_key": asking.id,  # else one is drawn, for a millisecond
                         },
                     )
@@ -428,7 +452,7 @@ class Endpoint:
             raise EndpointError(
                 f"model {config.model!r} at {url} refuses a parameter ({code}): change `{field}`"
             )
-        if status == 400 and code in _BLOCKED_CODES:
+        if status == 400 and code in BLOCKED_CODES:
             return Captioned(None, Finish.BLOCKED)
         if status == 400 and (completion := Completion.parse(error.response.content)) is not None:
             # Azure's model inference reports filtered output as a completion with status 400.
@@ -436,12 +460,13 @@ class Endpoint:
             if isinstance(outcome, Captioned) and outcome.finish is Finish.BLOCKED:
                 return outcome
         after = _retry_after(error.response.headers)
-        if (status in _AGAIN or status >= 500) and (after or 0.0) <= _MAX_RETRY_AFTER_S:
+        if (status in AGAIN or status >= 500) and (after or 0.0) <= _MAX_RETRY_AFTER_S:
             raise _Again(f"http_{status}", after, is_charged=status in _COSTLY)
         return CaptionFailed(f"http_{status}")
 
 
-def _read_key(key_env: str | None) -> SecretStr:
+def read_key(key_env: str | None) -> SecretStr:
+    """From the variable of this name, or the file that it names. Raises EndpointError."""
     if key_env is None:
         return SecretStr("none")  # the client insists on one; a server without keys ignores it
     key, place = os.environ.get(key_env, "").strip(), os.environ.get(f"{key_env}_FILE")

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any
 
@@ -11,21 +11,31 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from fusion_pipeline.dataset.layout import Dataset
 from fusion_pipeline.engine.stage import CPU_WORKER, Resources
 from fusion_pipeline.fuse.base import CaptionEngine
+from fusion_pipeline.fuse.batch_books import Books
+from fusion_pipeline.fuse.batch_config import BatchConfig
+from fusion_pipeline.fuse.batch_engine import Batches
 from fusion_pipeline.fuse.composer import Composer, ComposerConfig
 from fusion_pipeline.fuse.endpoint import Endpoint, EndpointConfig
 from fusion_pipeline.fuse.journal import Journal
+from fusion_pipeline.fuse.vllm import Vllm, VllmConfig
 
 _OPEN_SHARDS = 4
 """That captions of an endpoint are asked for at a time: so none is waited for at a shard's end."""
+_HOSTED = Resources(workers=1, is_free=False, lanes=_OPEN_SHARDS)
+"""One process keeps the books."""
+_KINDS = ("composer", "endpoint", "vllm", "batch")
 
 
 class EngineChoice(BaseModel):
-    """The caption engine: `composer`, or `{endpoint: {url: ..., model: ...}}`."""
+    """The caption engine: `composer`, `{endpoint: {url: ..., model: ...}}`, `{vllm: MODEL}`,
+    `{batch: {model: ...}}`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     composer: ComposerConfig | None = None
     endpoint: EndpointConfig | None = None
+    vllm: VllmConfig | None = None
+    batch: BatchConfig | None = None
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")] = ""
     """Of the table `captions/<name>`; by default `composer`, or the model's own name."""
 
@@ -35,20 +45,25 @@ class EngineChoice(BaseModel):
         if value == "composer":
             value = {"composer": {}}
         if isinstance(value, str):
-            raise ValueError("name an engine: composer, or {endpoint: {url: ..., model: ...}}")
+            raise ValueError(
+                "name an engine: composer, {endpoint: {url: ..., model: ...}}, {vllm: MODEL}, "
+                "{batch: {model: ...}}"
+            )
         if not isinstance(value, dict):
             return value
         if not value.get("name"):
-            endpoint = value.get("endpoint")
-            model = endpoint.get("model", "") if isinstance(endpoint, dict) else "composer"
-            slug = re.sub(r"[^a-z0-9._-]+", "-", str(model).split("/")[-1].lower()).strip("-._")
+            kind = next((kind for kind in _KINDS if value.get(kind) is not None), "composer")
+            engine = value.get(kind)
+            model = engine.get("model", kind) if isinstance(engine, dict) else engine or kind
+            last = str(model).rstrip("/").split("/")[-1].lower()
+            slug = re.sub(r"[^a-z0-9._-]+", "-", last).strip("-._")
             value = {**value, "name": slug or "engine"}
         return value
 
     @model_validator(mode="after")
     def _one_engine(self) -> "EngineChoice":
-        if (self.composer is None) == (self.endpoint is None):
-            raise ValueError("name exactly one engine: composer or endpoint")
+        if sum(getattr(self, kind) is not None for kind in _KINDS) != 1:
+            raise ValueError(f"name exactly one engine: {', '.join(_KINDS)}")
         return self
 
 
@@ -63,9 +78,14 @@ class Engine:
     """What changes the captions: model, sampling, token limit; no addresses, no keys."""
     journal: Journal | None = None
     """In which it keeps its books, if it does."""
+    batch: BatchConfig | None = None
+    books: Books | None = None
+    """Of an engine that answers what was asked in batches."""
     can_repair: bool = False
     """Whether it may answer better when it is asked once more."""
     resources: Resources = CPU_WORKER
+    captions_per_second: float | None = None
+    """The most it was measured to make."""
 
 
 def engine_of(choice: EngineChoice, dataset: Dataset) -> Engine:
@@ -79,8 +99,33 @@ def engine_of(choice: EngineChoice, dataset: Dataset) -> Engine:
             config.fingerprint_fields(),
             journal,
             can_repair=True,
-            # One process keeps the books.
-            resources=Resources(workers=1, is_free=False, lanes=_OPEN_SHARDS),
+            resources=_HOSTED,
+        )
+    if choice.vllm is not None:
+        served = choice.vllm
+        journal = Journal(dataset, f"captions/{choice.name}")
+        # Replicas beside the process use the GPUs that Ray gives to it.
+        gpus = served.replicas * served.tensor_parallel
+        is_here = served.device == "gpu" and not served.spread
+        return Engine(
+            partial(Vllm, served, journal),
+            Vllm.version,
+            served.fingerprint_fields(),
+            journal,
+            can_repair=True,
+            resources=replace(_HOSTED, gpus=float(gpus if is_here else 0)),
+            captions_per_second=served.captions_per_second,
+        )
+    if choice.batch is not None:
+        books = Books(dataset, f"captions/{choice.name}")
+        return Engine(
+            partial(Batches, choice.batch, books),
+            Batches.version,
+            choice.batch.fingerprint_fields(),
+            batch=choice.batch,
+            books=books,
+            # A pool of its own: all answers are in the memory of its one process.
+            resources=Resources(workers=1, is_free=False),
         )
     assert choice.composer is not None
     composer = choice.composer

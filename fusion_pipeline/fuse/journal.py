@@ -16,9 +16,10 @@ in full by then; if it ends all the same, it counts once more.
 """
 
 import asyncio
+import contextlib
 import json
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -26,6 +27,7 @@ from typing import Any
 from fusion_pipeline.dataset.fingerprints import canonical_json, short_hash
 from fusion_pipeline.dataset.layout import Dataset
 from fusion_pipeline.dataset.lease import LeaseError
+from fusion_pipeline.engine.again import Again
 from fusion_pipeline.fuse.base import Captioned, Finish
 
 _SEGMENT_S = 0.1
@@ -35,9 +37,11 @@ _SHARDS_KEPT = 64
 """Of so many shards the answers of this process are kept, in case a shard is done again."""
 
 
-def request_id(key: str, texts: Sequence[str], settings: object) -> str:
-    """Of all that an answer hangs on. `key`: the sample's, a hash of the image's bytes."""
-    return short_hash(canonical_json([key, list(texts), settings]))
+def request_id(key: str, texts: Sequence[str], settings: object, again: str = "") -> str:
+    """Of all that an answer hangs on. `key`: the sample's, a hash of the image's bytes. `again`: id
+    of a request to ask once more, for which another answer is wanted."""
+    asked = short_hash(canonical_json([key, list(texts), settings]))
+    return f"{again}.{asked}" if again else asked
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,8 @@ class Journal:
 
     def start(self) -> None:
         """Read what earlier processes left and fold it up: of a committed shard only the cost
-        stays, of another one its answers too. In memory are the latter."""
+        stays, of another one its answers too; and those to an open request to ask again, of shards
+        for which it is not done. In memory are the latter."""
         storage = self.dataset.storage
         self._client = uuid.uuid4().hex[:12]
         storage.put(f"{self.folder}/owner.json", json.dumps({"client": self._client}).encode())
@@ -108,7 +113,7 @@ class Journal:
         before, folded = _read_settled(self.dataset, self.folder)
         paths = [p for p in storage.files(self.folder) if p.endswith(".jsonl")]
         segments = [path for path in paths if path not in folded]
-        history = _History(self._complete_shards())
+        history = _History(self._complete_shards(), *_asked_again(self.dataset, self.table))
         with ThreadPoolExecutor(1 if storage.is_local else _READERS) as pool:
             for _ in pool.map(storage.delete, filter(folded.__contains__, paths)):
                 pass  # a process died before it had removed them
@@ -211,9 +216,13 @@ class Journal:
 class _History:
     """Adds up the lines of all segments, in whatever order these are read."""
 
-    def __init__(self, committed: set[int]) -> None:
+    def __init__(
+        self, committed: set[int], again: str = "", done: Container[int] = frozenset()
+    ) -> None:
+        """`again`: id of a request to ask once more; `done`: shards for which that is over."""
         self.answers: dict[int, dict[str, Captioned]] = {}
         self._committed = committed
+        self._again, self._done_again = again, done
         self._ended = Spent()
         self._open: dict[str, float] = {}
         """Intents by their number; those that have ended are kept out by `_done`."""
@@ -231,11 +240,35 @@ class _History:
             self._done.add(number)  # its intent is in a segment still to be read
         answer = _answer(line["answer"])
         self._ended += _spent(line["dollars"], answer if number else None)
-        if answer is not None and line["shard"] not in self._committed:
+        if answer is not None and self._is_wanted(line["request"], line["shard"]):
             self.answers.setdefault(line["shard"], {})[line["request"]] = answer
+
+    def _is_wanted(self, request: str, shard: int) -> bool:
+        if self._again and request.startswith(f"{self._again}."):
+            return shard not in self._done_again
+        return shard not in self._committed
 
     def spent(self) -> Spent:
         return self._ended + Spent(sum(self._open.values()), len(self._open))
+
+
+def _asked_again(dataset: Dataset, table: str) -> tuple[str, set[int]]:
+    """The open request to ask again, by its id, and the shards for which it is done."""
+    request = Again.of(dataset, table)
+    return (request.id, request.done(dataset.storage)) if request else ("", set())
+
+
+def spent_on(dataset: Dataset, table: str) -> Spent:
+    """What the captions of a table have cost by now, without a claim to its journal."""
+    folder = f"journal/{table}"
+    spent, folded = _read_settled(dataset, folder)
+    history = _History(set())
+    for path in dataset.storage.files(folder):
+        if path.endswith(".jsonl") and path not in folded:
+            with contextlib.suppress(FileNotFoundError):  # its client folds it up just now
+                for line in _lines(dataset.storage.read(path)):
+                    history.add(line)
+    return spent + history.spent()
 
 
 def _spent(dollars: float, answer: Captioned | None) -> Spent:

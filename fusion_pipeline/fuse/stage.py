@@ -19,7 +19,8 @@ from fusion_pipeline.prompts.hints import Hints
 from fusion_pipeline.prompts.stages import read_evidence
 
 _TICK_S = 10.0
-_CLOSING_S = 5.0
+_CLOSING_S = 60.0
+"""Of an engine that ends servers of its own; others close in no time."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Caption:
     max_words: int = 192
     repair: bool = False
     """Ask once more for a caption that breaks rules, naming them; the better of both is kept."""
+    sample: tuple[str, ...] = ()
+    """The table of the rows that are drawn, if not all are captioned."""
 
     columns: Sequence[pa.Field] = (
         pa.field("caption", pa.string()),
@@ -55,7 +58,7 @@ class Caption:
 
     @property
     def reads(self) -> tuple[str, ...]:
-        return (*self.evidence, self.prompts)
+        return (*self.evidence, self.prompts, *self.sample)
 
     def settings(self) -> Mapping[str, Any]:
         checks = {"rules": rules.VERSION, "max_words": self.max_words, "repair": self.repair}
@@ -144,6 +147,7 @@ class Caption:
                 row.alt_texts,
                 shard=block.shard,
                 info=ImageInfo.from_row(sample),
+                again=block.again,
             )
             for key, image, sample, prompt, row in columns
         ]

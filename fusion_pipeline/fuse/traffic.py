@@ -130,12 +130,27 @@ class Backends:
     """The least busy one that is there gets the next request."""
 
     def __init__(self, urls: Sequence[str]) -> None:
-        self._all = [Backend(url, len(urls) > 1) for url in urls]
+        self._all: list[Backend] = []
+        self._error: Exception | None = None
+        self.use(urls)
+
+    def use(self, urls: Sequence[str], error: Exception | None = None) -> None:
+        """From now on these; `error` is raised to whoever waits for one."""
+        known = {backend.url: backend for backend in self._all}
+        self._all = [known.get(url) or Backend(url) for url in urls]
+        for backend in self._all:
+            backend.has_others = len(urls) > 1
+        self._error = error
 
     @contextlib.asynccontextmanager
     async def one(self) -> AsyncIterator[Backend]:
         loop = asyncio.get_running_loop()
         while True:
+            if self._error is not None:
+                raise self._error
+            if not self._all:
+                await asyncio.sleep(_REST_S)
+                continue
             now = loop.time()
             backend = min(self._all, key=lambda b: (b.free_at(now), b.in_flight))
             wait = backend.free_at(now) - now

