@@ -6,8 +6,8 @@ One server, kept up by the engine's own code; requests of one image size and one
 Ours: the captions step on Ray, from its first shard begun to its last table committed. Theirs:
 `vllm bench serve` with the same images and prompts and as many requests in flight. Runs alternate;
 nothing is kept by the server from one to the next. Theirs has each answer streamed, token by token,
-which ours does not ask for: on a few cores that alone is a difference. Without --model a tiny LLaVA-NeXT with random
-weights is served on the CPU, from the environment `.venv-serve` (`make .venv-serve/.done`).
+which ours does not ask for: on a few cores that alone is a difference. Without --model a tiny
+LLaVA-NeXT with random weights is served on the CPU, from `.venv-serve` (`make .venv-serve/.done`).
 """
 
 import argparse

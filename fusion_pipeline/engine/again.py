@@ -72,7 +72,13 @@ class Again:
         storage.delete(_place(self.table))
 
     def mark_done(self, storage: Storage, shard: int) -> None:
-        storage.put(f"{_place(self.table)}/{self.id}/{shard:08d}", b"")
+        storage.put(self._mark(shard), b"")
+
+    def is_done(self, storage: Storage, shard: int) -> bool:
+        return storage.exists(self._mark(shard))
+
+    def _mark(self, shard: int) -> str:
+        return f"{_place(self.table)}/{self.id}/{shard:08d}"
 
     def done(self, storage: Storage) -> set[int]:
         """Shards that need not be looked at any more."""

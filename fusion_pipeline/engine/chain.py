@@ -249,7 +249,9 @@ class ChainRunner:
         `condemned`: by table the rows that must not be touched, with the reason. Between two steps
         it looks whether the run is to stop (`Place.is_stopping`).
         """
-        place, watch = self.chain.place, self.watch
+        place, watch, redo = self.chain.place, self.watch, self.chain.redo
+        if isinstance(redo, Again) and redo.is_done(place.dataset.storage, shard):
+            return  # by a worker that was lost before it could say so
         images = ShardImages(place.dataset, shard, place.versions)
         for number, step in enumerate(self.chain.steps):
             if place.is_stopping():
@@ -257,8 +259,8 @@ class ChainRunner:
             watch.begin_step(number, (condemned or {}).get(step.table, {}))
             with as_holder(place.dataset.storage, place.token):
                 result = self._run_step(step, shard, images, halvings)
-                if isinstance(self.chain.redo, Again):
-                    self.chain.redo.mark_done(place.dataset.storage, shard)
+                if isinstance(redo, Again):
+                    redo.mark_done(place.dataset.storage, shard)
             if result is not None:
                 yield result
         watch.rest()

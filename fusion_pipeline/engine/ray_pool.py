@@ -250,10 +250,12 @@ def run_on_ray(
     Raises StageError when a stage breaks; StalledError when nothing comes, and that was so from
     the beginning, or there is no `reconnect`. Committed shards stay.
     """
+    done: set[int] = set()
     while True:
         any_came = False
+        left = [shard for shard in shards if shard not in done]
         try:
-            for result in _run_once(chain, shards, limits or Limits()):
+            for result in _run_once(chain, left, limits or Limits(), done):
                 any_came = True
                 yield result
             return
@@ -265,8 +267,9 @@ def run_on_ray(
 
 
 def _run_once(
-    chain: Chain, shards: Sequence[int], limits: Limits
+    chain: Chain, shards: Sequence[int], limits: Limits, done: set[int]
 ) -> Iterator[ShardResult | Incident]:
+    """`done` gets the shards that are through all pools."""
     import ray
     from ray.data import ActorPoolStrategy
 
@@ -292,9 +295,12 @@ def _run_once(
             num_gpus=resources.gpus or None,
             memory=int(resources.memory_gb * 2**30) or None,
         )
-    for row in _timely(_rows(dataset), limits.start_s + 3 * limits.stall_s):
+    start_s = max(limits.start_s, *(pool.resources.start_s for pool in pools))
+    for row in _timely(_rows(dataset), start_s + 3 * limits.stall_s):
         if row["step"]:  # neither a shard nor a sign of life
             yield _result(row)
+        elif row["step"] is None:
+            done.add(row["shard"])
 
 
 def _threads(lanes: int) -> Callable[[], dict[str, int]] | None:
@@ -387,10 +393,12 @@ def _pool_size(pool: Chain, shards: int) -> int:
 
     available = ray.cluster_resources()
     resources = pool.resources
-    if resources.gpus and available.get("GPU", 0) < resources.gpus:
+    largest = max((n["Resources"].get("GPU", 0.0) for n in ray.nodes() if n["Alive"]), default=0.0)
+    if resources.gpus > largest:
         raise StageError(
-            f"stages {', '.join(s.table for s in pool.steps)} ask for {resources.gpus} GPUs a "
-            f"worker; the cluster has {available.get('GPU', 0):.0f}."
+            f"stages {', '.join(s.table for s in pool.steps)} ask for {resources.gpus:g} GPUs a "
+            f"worker; the cluster has {available.get('GPU', 0):.0f}, and {largest:.0f} on its "
+            "largest node. (Replicas of vLLM on several nodes: `spread: true`.)"
         )
     fits = available.get("CPU", 1) / max(resources.cpus, 0.01)
     if resources.gpus:

@@ -35,6 +35,8 @@ class Resources:
     lanes: int = 1
     """Shards that one worker has open at a time. With more than one it is called from as many
     threads, without a child process: for work that is done elsewhere (docs/decisions/006)."""
+    start_s: float = 0.0
+    """How long a worker may take until it is open; 0: as long as any (`guard.Limits.start_s`)."""
 
 
 CPU_WORKER = Resources()

@@ -23,6 +23,7 @@ _OPEN_SHARDS = 4
 """That captions of an endpoint are asked for at a time: so none is waited for at a shard's end."""
 _HOSTED = Resources(workers=1, is_free=False, lanes=_OPEN_SHARDS)
 """One process keeps the books."""
+_MARGIN_S = 120.0
 _KINDS = ("composer", "endpoint", "vllm", "batch")
 
 
@@ -113,7 +114,11 @@ def engine_of(choice: EngineChoice, dataset: Dataset) -> Engine:
             served.fingerprint_fields(),
             journal,
             can_repair=True,
-            resources=replace(_HOSTED, gpus=float(gpus if is_here else 0)),
+            resources=replace(
+                _HOSTED,
+                gpus=float(gpus if is_here else 0),
+                start_s=served.startup_minutes * 60 + _MARGIN_S,
+            ),
             captions_per_second=served.captions_per_second,
         )
     if choice.batch is not None:
