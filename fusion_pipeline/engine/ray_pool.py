@@ -280,7 +280,8 @@ def _run_once(
     share = max(0.01, (total_cpus - 0.1) / sum(sizes))
     nodes = sum(node["Alive"] for node in ray.nodes())
     neighbours = -(-sum(sizes) // max(nodes, 1))
-    dataset = ray.data.from_arrow([_row(shard) for shard in shards])
+    with _rays_errors():
+        dataset = ray.data.from_arrow([_row(shard) for shard in shards])
     for pool, size in zip(pools, sizes, strict=True):
         resources = pool.resources
         dataset = dataset.map_batches(
@@ -311,14 +312,20 @@ def _threads(lanes: int) -> Callable[[], dict[str, int]] | None:
 _SIGN_OF_LIFE_S = 60.0
 
 
-def _rows(dataset: Any) -> Iterator[dict[str, Any]]:
+@contextlib.contextmanager
+def _rays_errors() -> Iterator[None]:
     from ray.exceptions import RayError
 
     try:
-        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-            yield from batch.to_pylist()
+        yield
     except RayError as error:
         raise _own_error(error) from error
+
+
+def _rows(dataset: Any) -> Iterator[dict[str, Any]]:
+    with _rays_errors():
+        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+            yield from batch.to_pylist()
 
 
 def _timely(rows: Iterator[dict[str, Any]], silence_s: float) -> Iterator[dict[str, Any]]:
