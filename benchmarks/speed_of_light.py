@@ -162,7 +162,7 @@ def main() -> None:
         )
         servers = LocalServers(server_command(config), 1, 1 if options.model else 0)
         try:
-            (url,) = first_healthy(servers)
+            (url,) = first_healthy(servers, config.startup_minutes * 60)
             photos = make_photos(folder / "photos", options.samples)
             pipeline = pipeline_of(folder, photos, url, config.served_name)
             before = pipeline.step_names[pipeline.step_names.index(pipeline.export.captions) - 1]

@@ -205,9 +205,11 @@ class Endpoint:
     ) -> None:
         """`journal`: not started; without one nothing is written down, and a crash forgets all.
         `settings`: what an answer hangs on besides image and prompt; by default the config's
-        `fingerprint_fields`. `key`: instead of that in `key_env`."""
+        `fingerprint_fields`. `key`: of servers of our own, asked directly whatever proxies the
+        environment names; instead of that in `key_env`."""
         self.config = config
         self._key = read_key(config.key_env) if key is None else SecretStr(key)
+        self._is_ours = key is not None
         self._journal = journal
         self._settings = config.fingerprint_fields() if settings is None else settings
         self._prices = config.prices or Prices(input=0, output=0)
@@ -259,9 +261,11 @@ class Endpoint:
                 await client.close()
 
     def use(self, urls: Sequence[str], error: Exception | None = None) -> None:
-        """From now on these addresses; requests wait while there is none, or, with an `error`,
-        raise it. To be called in the event loop of the captions."""
+        """From now on these addresses, with up to `concurrency` requests for each; requests wait
+        while there is none, or, with an `error`, raise it. To be called in the event loop of the
+        captions."""
         session = self._session_of_this_loop()
+        session.slots.allow(self.config.concurrency * max(len(urls), 1))
         for url in set(urls) - set(session.clients):
             session.clients[url] = self._client(url)
         session.backends.use(urls, error)
@@ -292,7 +296,8 @@ class Endpoint:
             api_key=self._key.get_secret_value(),
             timeout=self.config.timeout_s,
             max_retries=0,  # each attempt is to be written down
-            http_client=openai.DefaultAioHttpClient(),  # half of the default one's CPU time
+            # Half of the default one's CPU time.
+            http_client=openai.DefaultAioHttpClient(trust_env=not self._is_ours),
         )
 
     async def _attempt(self, session: _Session, asking: _Asking) -> CaptionOutcome:

@@ -29,6 +29,11 @@ class Slots:
         self._seen = self._refused = 0
         self._was_full = False
 
+    def allow(self, most: int) -> None:
+        """From now on up to so many."""
+        self._most = most
+        self.limit = min(self.limit, float(most))
+
     @contextlib.asynccontextmanager
     async def one(self) -> AsyncIterator[None]:
         async with self._free:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -24,18 +25,22 @@ from fusion_pipeline.fuse.servers import (
     ServerError,
     Servers,
     first_healthy,
+    none_healthy,
 )
 
 _LOOK_S = 0.5
 _OURS = {
-    *("host", "port", "uds", "api_key", "model", "served_model_name", "tensor_parallel_size"),
-    *("revision", "tokenizer_revision", "enable_lora", "lora_modules", "max_lora_rank"),
+    *("host", "port", "uds", "model", "served_model_name", "tensor_parallel_size", "revision"),
+    *("tokenizer_revision", "enable_lora", "lora_modules", "max_lora_rank", "config"),
     *("allowed_local_media_path", "allowed_media_domains", "disable_uvicorn_access_log"),
+    # More processes and GPUs than Ray is asked for.
+    *("pipeline_parallel_size", "data_parallel_size", "distributed_executor_backend"),
 }
+_SECRET = {"api_key", "hf_token", "ssl_keyfile"}
 _SPEED_ONLY = {
     *("max_num_seqs", "max_num_batched_tokens", "gpu_memory_utilization", "kv_cache_memory_bytes"),
     *("mm_processor_cache_gb", "enable_prefix_caching", "swap_space", "api_server_count"),
-    *("limit_mm_per_prompt", "disable_log_stats", "pipeline_parallel_size", "enforce_eager"),
+    *("limit_mm_per_prompt", "disable_log_stats", "enforce_eager"),
 }
 """Options that change no caption; all others are part of the lineage."""
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -66,7 +71,8 @@ class VllmConfig(CompletionConfig):
     command: str = "vllm"
     """Another environment's, such as `/opt/vllm/bin/vllm`."""
     concurrency: int = Field(default=256, ge=1, le=1000)
-    """Most requests in flight to a replica; vLLM queues what is above `max_num_seqs`."""
+    """Most requests in flight, times the replicas that are healthy; vLLM queues what is above
+    `max_num_seqs`."""
     timeout_s: float = Field(default=900.0, gt=0, allow_inf_nan=False)
     """Seconds that one attempt may take, its time in the queue included."""
     max_retries: int = Field(default=5, ge=0, le=100)
@@ -94,6 +100,11 @@ class VllmConfig(CompletionConfig):
         for name in value:
             if not name.isidentifier() or name != name.lower():
                 raise ValueError(f"{name!r} is no option: write them like max_num_seqs")
+            if name in _SECRET:
+                raise ValueError(
+                    f"{name} would be in command lines and tables: set an environment variable "
+                    "that vLLM knows, such as HF_TOKEN"
+                )
             if name in _OURS:
                 raise ValueError(f"{name} is set by the run, or has a setting beside `serve`")
         return value
@@ -104,6 +115,11 @@ class VllmConfig(CompletionConfig):
         options: dict[str, Any] = {"limit_mm_per_prompt": {"image": 1}, "mm_processor_cache_gb": 0}
         if known is not None:
             options |= known.serve.model_dump(exclude_defaults=True)
+        if options.pop("trust_remote_code", False) and "trust_remote_code" not in self.serve:
+            raise ServerError(
+                f"{self.model} runs Python code of its own repository: read it, pin `revision`, "
+                "and set `serve: {trust_remote_code: true}` in caption.engine.vllm"
+            )
         return options | self.serve
 
     def fingerprint_fields(self) -> dict[str, Any]:
@@ -111,13 +127,16 @@ class VllmConfig(CompletionConfig):
 
         Raises ServerError for a folder that is not there.
         """
-        options = self.serve_options()
+        options, weights = self.serve_options(), _weights(self.model)
+        fields = self.completion_fields()
+        if weights is not None:  # wherever they lie
+            fields["model"] = Path(self.model).name
         return {
-            **self.completion_fields(),
+            **fields,
             "revision": self.revision,
-            "weights": _weights(self.model),
+            "weights": weights,
             "lora": _weights(self.lora) if self.lora else None,
-            "serve": {n: options[n] for n in sorted(options) if n not in _SPEED_ONLY},
+            "serve": {n: _contents(options[n]) for n in sorted(options) if n not in _SPEED_ONLY},
         }
 
     @property
@@ -151,7 +170,7 @@ def start_servers(config: VllmConfig) -> Servers:
     command = server_command(config)
     gpus = config.tensor_parallel if config.device == "gpu" else 0
     if config.spread:
-        return ClusterServers(command, config.replicas, gpus, cpus=0 if gpus else 1)
+        return ClusterServers(command, config.replicas, gpus)
     return LocalServers(command, config.replicas, gpus)
 
 
@@ -167,17 +186,21 @@ class Vllm:
 
     def __init__(self, config: VllmConfig, journal: Journal | None = None) -> None:
         """Returns when the first replica is healthy. `journal`: not started."""
+        self._patience_s = config.startup_minutes * 60
         self._servers = start_servers(config)
-        first = first_healthy(self._servers)
-        asked = config.model_dump(include=set(EndpointConfig.model_fields) - {"model"})
-        asked |= {"model": config.served_name, "url": list(first), "key_env": None}
-        asked["concurrency"] = config.concurrency * config.replicas
-        self._endpoint = Endpoint(
-            EndpointConfig.model_validate(asked),
-            journal,
-            settings=config.fingerprint_fields(),
-            key=self._servers.key or None,
-        )
+        first = first_healthy(self._servers, self._patience_s)
+        try:
+            asked = config.model_dump(include=set(EndpointConfig.model_fields) - {"model"})
+            asked |= {"model": config.served_name, "url": list(first), "key_env": None}
+            self._endpoint = Endpoint(
+                EndpointConfig.model_validate(asked),
+                journal,
+                settings=config.fingerprint_fields(),
+                key=self._servers.key or "none",
+            )
+        except BaseException:
+            self._servers.stop()
+            raise
         self._watch: asyncio.Task[None] | None = None
 
     async def caption(self, request: CaptionRequest) -> CaptionOutcome:
@@ -187,14 +210,28 @@ class Vllm:
         return await self._endpoint.caption(request)
 
     async def _follow(self) -> None:
-        """Tell the client which replicas there are."""
+        """Tell the client which replicas there are, for as long as there may be one."""
+        try:
+            await self._follow_states()
+        except Exception as error:  # noqa: BLE001 - raised to whoever waits for a replica
+            self._endpoint.use((), error)
+
+    async def _follow_states(self) -> None:
+        seen_at, told = time.monotonic(), set[str]()
         while True:
             states = await asyncio.to_thread(self._servers.states)
+            urls = [state.url for state in states if state.url]
             errors = [state.error for state in states if state.error]
+            for error in set(errors) - told:
+                print(f"a replica is given up: {error}", file=sys.stderr, flush=True)
+                told.add(error)
             if len(errors) == len(states):
-                self._endpoint.use((), ServerError(errors[0]))
-                return
-            self._endpoint.use([state.url for state in states if state.url])
+                raise ServerError(errors[0])
+            if urls:
+                seen_at = time.monotonic()
+            elif time.monotonic() - seen_at > self._patience_s:
+                raise ServerError(none_healthy(self._patience_s))
+            self._endpoint.use(urls)
             await asyncio.sleep(_LOOK_S)
 
     async def close(self) -> None:
@@ -261,6 +298,13 @@ def _weights(model: str) -> str | None:
         if not any(part.startswith(".") for part in Path(name).parts):
             parts[name] = _sampled(path)
     return short_hash(json.dumps(parts))
+
+
+def _contents(value: object) -> object:
+    """Of an option that names a file or a folder what it holds, not where it lies."""
+    if not isinstance(value, str) or not (path := Path(value)).exists():
+        return value
+    return _weights(value) if path.is_dir() else _sampled(path)
 
 
 def _sampled(path: Path) -> str:

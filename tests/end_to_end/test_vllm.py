@@ -42,6 +42,12 @@ class Requests:
             time.sleep(0.02)
 
 
+def keepers(model: Path) -> list[psutil.Process]:
+    """They are no children of the run."""
+    lines = ((p, " ".join(p.info["cmdline"] or ())) for p in psutil.process_iter(["cmdline"]))
+    return [process for process, line in lines if "keeper.py" in line and str(model) in line]
+
+
 @pytest.mark.xdist_group("vllm")
 @pytest.mark.timeout(900)
 def test_kills_of_server_and_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,12 +78,13 @@ def test_kills_of_server_and_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     driver = start(command)
     requests.wait_for(answers=15)
-    kept = [process for process, line in family_of(driver) if "keeper.py" in line]
-    (server,) = [child for keeper in kept for child in keeper.children()]
+    (server,) = (child for keeper in keepers(model) for child in keeper.children())
     server.kill()
     requests.wait_for(answers=40)  # another one answers
     # Ray's agents notice late that their node is gone, and do no work.
     family = [p for p, line in family_of(driver) if "agent" not in line.lower()]
+    for keeper in keepers(model):
+        family += [keeper, *keeper.children(recursive=True)]
     driver.kill()
     driver.wait()
     _, alive = psutil.wait_procs(family, timeout=60)

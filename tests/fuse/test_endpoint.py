@@ -417,3 +417,29 @@ def test_mistakes_in_the_configuration_are_refused(wrong: dict[str, Any]) -> Non
         EndpointConfig.model_validate({"url": "http://localhost/v1", "model": MODEL, **wrong})
     assert next(iter(wrong)) in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+async def test_servers_of_our_own_come_and_go(
+    server: OpenAIServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):  # nobody listens there
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    config = EndpointConfig.model_validate(
+        {"url": server.url, "model": MODEL, "key_env": None, "max_retries": 0}
+    )
+    endpoint = Endpoint(config, key=KEY)
+    try:
+        assert isinstance(await endpoint.caption(a_request()), Captioned)
+        endpoint.use(())
+        waiting = asyncio.create_task(endpoint.caption(a_request()))
+        await asyncio.sleep(0.2)
+        assert not waiting.done(), "none is there, and no attempt is used up"
+        endpoint.use([server.url])
+        assert isinstance(await waiting, Captioned)
+        endpoint.use((), RuntimeError("all are given up"))
+        with pytest.raises(RuntimeError, match="all are given up"):
+            await endpoint.caption(a_request())
+    finally:
+        await endpoint.close()

@@ -57,6 +57,8 @@ def test_options_are_passed_on(tmp_path: Path) -> None:
     [
         ({"host": "0.0.0.0"}, "host is set by the run"),
         ({"--max-num-seqs": 8}, "is no option"),
+        ({"hf_token": "hf_1"}, "set an environment variable"),
+        ({"data_parallel_size": 2}, "is set by the run"),
     ],
 )
 def test_what_the_run_sets_itself_is_refused(serve: dict[str, object], message: str) -> None:
@@ -87,6 +89,30 @@ def test_other_weights_are_another_lineage(tmp_path: Path) -> None:
         file.seek(20 * 2**20 // 63 * 30)
         file.write(b"1" * 2**16)
     assert lineage() != before
+
+
+def test_a_moved_folder_is_the_same_model_and_an_edited_template_is_not(tmp_path: Path) -> None:
+    template = tmp_path / "turns.jinja"
+    template.write_text("{{ messages }}")
+    (tmp_path / "a" / "model").mkdir(parents=True)
+    (tmp_path / "a" / "model" / "config.json").write_text("{}")
+
+    def lineage(folder: str) -> dict[str, object]:
+        serve = {"chat_template": str(template)}
+        return VllmConfig(model=str(tmp_path / folder), serve=serve).fingerprint_fields()
+
+    before = lineage("a/model")
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert lineage("b/model/") == before
+    template.write_text("{{ messages[0] }}")
+    assert lineage("b/model") != before
+
+
+def test_a_repository_that_brings_code_is_not_trusted_by_its_name(tmp_path: Path) -> None:
+    with pytest.raises(ServerError, match=r"serve: \{trust_remote_code: true\}"):
+        arguments(VllmConfig(model="anybody/InternVL3-8B"), tmp_path)
+    read = VllmConfig(model="OpenGVLab/InternVL3-8B", serve={"trust_remote_code": True})
+    assert "--trust-remote-code" in arguments(read, tmp_path)
 
 
 def test_a_folder_that_is_not_there_is_no_name_on_the_hub(tmp_path: Path) -> None:
