@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -179,10 +178,6 @@ def start_ray(options: RayOptions) -> None:
     if address is None:
         # Ray Data trips Ray's own warning on each pool (ray-project/ray#53727) from C++.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    elif _has_token():
-        # `ray start` asks for a token as soon as there is one; Ray's own client sends it only when
-        # told to (2.60).
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
     # Token authentication stays on; that it is on needs no warning.
@@ -206,7 +201,10 @@ def start_ray(options: RayOptions) -> None:
     else:
         common["address"] = address
     with _quiet_stderr():
-        ray.init(**common)
+        try:
+            ray.init(**common)
+        except ConnectionError as error:
+            raise StageError(f"can't connect to Ray at {address}: {error}{_token_hint()}") from None
 
 
 @contextlib.contextmanager
@@ -222,11 +220,12 @@ def _quiet_stderr() -> Iterator[None]:
         os.close(kept)
 
 
-def _has_token() -> bool:
-    if os.environ.get("RAY_AUTH_TOKEN"):
-        return True
-    place = os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")
-    return Path(place).expanduser().is_file()
+def _token_hint() -> str:
+    """A cluster asks for a token as soon as its head's machine has one; Ray's client sends it only
+    when told to (2.60), and to a cluster that wants none it must not."""
+    if "RAY_AUTH_MODE" in os.environ:
+        return ""
+    return ". If it asks for a token, as `ray start` does by default: export RAY_AUTH_MODE=token"
 
 
 def stop_ray() -> None:

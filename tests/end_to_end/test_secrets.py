@@ -66,6 +66,7 @@ def is_up(cluster: Cluster) -> bool:
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: sockets lie in it
     found = Cluster(folder, f"127.0.0.1:{a_port()}", f"http://127.0.0.1:{a_port()}", "t" * 40)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", found.token)
     monkeypatch.setenv("CAPTION_KEY", KEY)  # a node's workers have the environment of the node
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
