@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from fusion_pipeline.errors import printable
+from fusion_pipeline.errors import FusionError, printable
 
 if TYPE_CHECKING:  # imported inside the commands: `fusion --help` is to answer at once
     from fusion_pipeline.fuse.batch_desk import Desk
@@ -95,17 +95,19 @@ def submit(
     with _batches(config, overrides) as (_, plan, desk):
         # Raises FusionError: nothing is to be paid for a table that can't be made.
         plan.chain.outdated(Replace.NOTHING)
+        problem = None
         if not files_only:
             with console.status("batches …"):
-                desk.look()
-                desk.take_in()
+                problem = _take_in(desk)
         if retry_failed:
             desk.books.forgive()
             plan = plan.of_failed()
         bar = partial(track, description="requests …", console=console, transient=True)
         sent = desk.submit(plan, files_only, bar)
-        for line in batch_show.sent_line(sent, files_only, desk.books):
-            console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+        _say(batch_show.sent_line(sent, files_only, desk.books, retry_failed))
+        _say(batch_show.notes([*desk.settled, *sent.entries], {}))
+        if problem is not None:
+            raise problem
 
 
 @meta.command(epilog="Example: fusion meta status configs/quickstart.yaml --json")
@@ -152,17 +154,19 @@ def collect(
     from fusion_pipeline.runner import Options
 
     with _batches(config, overrides) as (pipeline, plan, desk), console.status("results …"):
-        desk.look()
-        desk.take_in()
+        problem = _take_in(desk)
         read = desk.take_files(results) if results else {}
         healed = plan.has_healed()
     if results:
         found = ", ".join(f"{name} {count:,}" for name, count in read.items() if count)
         console.print(f"results: {found or 'none'}", highlight=False)
+    _say(batch_show.notes(desk.settled, read))
     options = Options(only=plan.step.work.name, retry_failed=healed, in_process=True)
     run_job(pipeline, options, console)
     unsent, waiting = plan.unsent(), len(plan.shards())
     Console(highlight=False).print(batch_show.panel(desk.books, desk.config, unsent, waiting))
+    if problem is not None:
+        raise problem
 
 
 @meta.command(epilog="Example: fusion meta cancel configs/quickstart.yaml")
@@ -174,6 +178,24 @@ def cancel(config: _ConfigFile, overrides: _Overrides = None) -> None:
             done = desk.cancel()
         said = ", ".join(f"{count:,} {what}" for what, count in done.items())
         console.print(f"files: {said or 'none is open'}", highlight=False)
+
+
+def _take_in(desk: "Desk") -> FusionError | None:
+    """What the batches have answered. Returned is why some could not be read: to be raised when all
+    is done that can be done without them."""
+    from fusion_pipeline.fuse.batch_client import BatchError
+
+    desk.look()
+    try:
+        desk.take_in()
+    except BatchError as error:
+        return error
+    return None
+
+
+def _say(lines: list[str]) -> None:
+    for line in lines:
+        console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
 
 @contextlib.contextmanager
@@ -200,12 +222,13 @@ def _batches(
             f"{config}: caption.engine is not asked in batches: set it to {{batch: {{model: ...}}}}"
         )
     dataset = Dataset.open(pipeline.selected.storage.url)
-    chain = Chain.resolve(dataset, [step])
     with contextlib.ExitStack() as stack:
         stack.callback(setattr, books, "token", "")
         if not is_reading:
             books.token = stack.enter_context(hold_lease(dataset.storage, new_run_id()))
             stack.enter_context(as_holder(dataset.storage, books.token))
+        # Under the lease: until then another run may make new versions of what the step reads.
+        chain = Chain.resolve(dataset, [step])
         desk = Desk(books.load(), settings)
         stack.callback(desk.close)
         try:

@@ -29,6 +29,9 @@ from fusion_pipeline.fuse.base import Captioned, CaptionFailed, CaptionOutcome, 
 
 SENDINGS = 3
 """A request that was sent so often without an answer is a failed row."""
+MAX_EXCESS = 50_000
+"""Prompt tokens. No model known counts more for an image: what is beyond is the provider's error,
+and is not to be set aside for each request from then on."""
 _READERS = 16
 
 
@@ -70,7 +73,8 @@ class Entry(BaseModel):
     most: float
     """The most that it can cost, in dollars."""
     at: float
-    """Seconds since the epoch: when its batch was last asked for."""
+    """Seconds since the epoch: when its batch was last asked for; if no answer came, when it was
+    clear that none would."""
     file: str | None = None
     batch: str | None = None
     """The provider's names of the file and the batch."""
@@ -87,12 +91,17 @@ class Entry(BaseModel):
     excess: int = 0
     """Prompt tokens beyond what was thought to be the most of one request."""
     is_sent: bool = True
-    """Whether its requests were tried: not so when it was cancelled, or refused as a whole for a
-    limit of the account."""
+    """Whether its requests were tried: not so when it was cancelled, refused as a whole for a limit
+    of the account, or the twin of another batch."""
 
     @property
     def is_open(self) -> bool:
         return self.state is not State.SETTLED
+
+    @property
+    def may_exist(self) -> bool:
+        """Whether its batch was asked for without an answer, and did not turn up until now."""
+        return self.state is State.INTENDED and self.file is not None
 
 
 @dataclass
@@ -146,7 +155,11 @@ class Books:
     ) -> tuple[Entry, list[Asked], dict[str, CaptionOutcome]]:
         storage = self.dataset.storage
         entry = Entry.model_validate_json(storage.read(self.path(name, "state.json")))
-        asked = [Asked(*row) for row in json.loads(storage.read(self.path(name, "asked.json")))]
+        asked, path = list[Asked](), self.path(name, "asked.json")
+        # A process that froze while it began a file may write its state after another one has
+        # removed the rest: nothing was sent, so nothing was asked.
+        if path in files or entry.file is not None or entry.batch is not None:
+            asked = [Asked(*row) for row in json.loads(storage.read(path))]
         outcomes, path = {}, self.path(name, "outcomes.jsonl")
         if path in files:
             outcomes = dict(_outcomes(storage.read(path)))
@@ -184,23 +197,25 @@ class Books:
 
     @property
     def excess(self) -> int:
-        return max((entry.excess for entry in self.entries.values()), default=0)
+        """Of the answer that counted most. It is set aside with each request that is sent."""
+        most = max((entry.excess for entry in self.entries.values()), default=0)
+        return min(most, MAX_EXCESS)
 
     def intend(
-        self, lines: Sequence[bytes], asked: Sequence[Asked], most: float, now: float, state: State
+        self, data: bytes, asked: Sequence[Asked], most: float, now: float, state: State
     ) -> Entry:
         """Write a file and what is in it. From here on it counts. Raises LeaseError."""
         entry = Entry(
             name=_new_name(),
             state=state,
             requests=len(asked),
-            bytes=sum(map(len, lines)),
+            bytes=len(data),
             tokens=sum(request.tokens for request in asked),
             most=most,
             at=now,
         )
         self.check()
-        self.dataset.storage.put(self.path(entry.name, "requests.jsonl"), b"".join(lines))
+        self.dataset.storage.put(self.path(entry.name, "requests.jsonl"), data)
         self._begin(entry, asked)
         return entry
 
@@ -243,14 +258,19 @@ class Books:
     def save(self, entry: Entry) -> Entry:
         """The entry as it is now. Raises LeaseError."""
         if self.token and entry != self.entries[entry.name]:
-            storage, path = self.dataset.storage, self.path(entry.name, "state.json")
-            mark = storage.version(path)  # before the lease is looked at: what came later shows
-            self.check()
-            is_ours = mark is not None and storage.replace(path, _encode(entry), mark)
-            if not is_ours and storage.read(path) != _encode(entry):
-                raise LeaseError(f"{storage.full(path)} was written by another process")
+            self._replace(self.path(entry.name, "state.json"), _encode(entry))
         self.entries[entry.name] = entry
         return entry
+
+    def _replace(self, path: str, data: bytes) -> None:
+        """Write a file that a process which froze and lost its lease can't write: what its
+        successor wrote stays. Raises LeaseError."""
+        storage = self.dataset.storage
+        mark = storage.version(path)  # before the lease is looked at: what came later shows
+        self.check()
+        is_ours = storage.replace(path, data, mark) if mark else storage.create(path, data)
+        if not is_ours and storage.read(path) != data:
+            raise LeaseError(f"{storage.full(path)} was written by another process")
 
     def settle(self, entry: Entry, outcomes: Mapping[str, CaptionOutcome]) -> None:
         """What came of a file: its answers first, then that it is settled, and its cost."""
@@ -261,9 +281,8 @@ class Books:
 
     def _put_outcomes(self, entry: Entry, outcomes: Mapping[str, CaptionOutcome]) -> None:
         if self.token and outcomes:
-            self.check()
             data = "".join(_line(request, outcome) for request, outcome in outcomes.items())
-            self.dataset.storage.put(self.path(entry.name, "outcomes.jsonl"), data.encode())
+            self._replace(self.path(entry.name, "outcomes.jsonl"), data.encode())
         for request, outcome in outcomes.items():
             self.outcomes.setdefault(request, outcome)
         if entry.is_sent:
@@ -276,16 +295,18 @@ class Books:
             if failed.intersection(request.id for request in self.asked[entry.name]):
                 path = self.path(entry.name, "outcomes.jsonl")
                 if self.dataset.storage.exists(path):
-                    self.check()
                     kept = _outcomes(self.dataset.storage.read(path))
                     lines = [_line(name, outcome) for name, outcome in kept if name not in failed]
-                    self.dataset.storage.put(path, "".join(lines).encode())
+                    self._replace(path, "".join(lines).encode())
         for name in failed:
             del self.outcomes[name]
 
     def drop_file(self, entry: Entry) -> None:
         """What was sent is not needed any more. (It may never have been: a batch found again.)"""
         self.dataset.storage.delete(self.path(entry.name, "requests.jsonl"))
+
+    def has_file(self, entry: Entry) -> bool:
+        return self.dataset.storage.exists(self.path(entry.name, "requests.jsonl"))
 
     def lines_of(self, entry: Entry) -> bytes:
         return self.dataset.storage.read(self.path(entry.name, "requests.jsonl"))

@@ -1,54 +1,40 @@
 """The provider's files and batches, over the official `openai` client.
 
-What comes back is validated here: identifiers that would not do in a URL, and times and counts that
-are none, are as good as not there. The provider's own words are never repeated, for they may hold
-the key.
+What comes back is validated (`batch_remote`). The provider's own words are never repeated, for they
+may hold the key.
 """
 
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import httpx2
 import openai
-from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from fusion_pipeline.errors import FusionError
 from fusion_pipeline.fuse.batch_books import Entry
 from fusion_pipeline.fuse.batch_config import BatchConfig
+from fusion_pipeline.fuse.batch_remote import (
+    NAME,
+    Dated,
+    Page,
+    Remote,
+    RemoteFile,
+    name_in,
+    read_as,
+)
 from fusion_pipeline.fuse.endpoint import EndpointError, read_key
 
-TOO_MANY_TOKENS = "token_limit_exceeded"
-"""The provider's code for a batch that the limit of enqueued tokens has no room for."""
-_NAME = "fusion_batch"
-"""Of the metadata that a batch carries: the name of its file in the books."""
 _TIMEOUT_S = 600.0
 _PAGE = 100
 _MOST_PAGES = 1000
 _CHUNK = 2**16
 _CLOCKS_S = 86_400.0
 """That the provider's clock may be behind this one."""
+_NO_FILE = (403, 404, 410)
+"""Statuses of a result file that is not there yet, or no more."""
 _Model = TypeVar("_Model", bound=BaseModel)
 _Answer = TypeVar("_Answer")
-_ENDED = ("completed", "failed", "expired", "cancelled")
-_UNDER_WAY = ("validating", "in_progress", "finalizing", "cancelling")
-_CODES = {
-    TOO_MANY_TOKENS,
-    "billing_hard_limit_reached",
-    "duplicate_custom_id",
-    "empty_file",
-    "file_too_large",
-    "insufficient_quota",
-    "invalid_json_line",
-    "invalid_method",
-    "invalid_request",
-    "invalid_url",
-    "mismatched_model",
-    "model_not_found",
-    "request_limit_exceeded",
-    "too_many_tasks",
-}
-"""Why a batch is refused as a whole. Other words of the provider are not passed on."""
 
 
 class BatchError(FusionError):
@@ -57,93 +43,6 @@ class BatchError(FusionError):
 
 class UnknownOutcomeError(BatchError):
     """Whether the provider did what it was asked for is not known."""
-
-
-def _name(value: str) -> str:
-    """An identifier, as it may stand in a URL."""
-    if not re.fullmatch(r"[A-Za-z0-9._-]{1,128}", value) or not value.strip("."):
-        raise ValueError("no identifier")
-    return value
-
-
-def _status(value: str) -> str:
-    """One that is not published means that the batch has not ended."""
-    return value if value in (*_ENDED, *_UNDER_WAY) else "in_progress"
-
-
-_Id = Annotated[str, AfterValidator(_name)]
-_Time = Annotated[float, Field(gt=0, lt=1e11, allow_inf_nan=False)]
-
-
-class _Counts(BaseModel):
-    completed: int = Field(ge=0)
-    failed: int = Field(ge=0)
-
-
-class _Usage(BaseModel):
-    input_tokens: int = Field(ge=0)
-    output_tokens: int = Field(ge=0)
-
-
-class _Problem(BaseModel):
-    code: str | None = None
-
-
-class _Problems(BaseModel):
-    data: list[_Problem] | None = None
-
-
-class Remote(BaseModel):
-    """A batch as the provider sees it."""
-
-    id: _Id
-    status: Annotated[str, AfterValidator(_status)]
-    created_at: _Time
-    output_file_id: _Id | None = None
-    error_file_id: _Id | None = None
-    request_counts: _Counts | None = None
-    usage: _Usage | None = None
-    errors: _Problems | None = None
-    metadata: dict[str, str] | None = None
-    completed_at: _Time | None = None
-    expired_at: _Time | None = None
-    failed_at: _Time | None = None
-    cancelled_at: _Time | None = None
-
-    @property
-    def has_ended(self) -> bool:
-        return self.status in _ENDED
-
-    @property
-    def ended_at(self) -> float | None:
-        return self.completed_at or self.expired_at or self.failed_at or self.cancelled_at
-
-    @property
-    def code(self) -> str | None:
-        """Of the first reason why the batch was refused as a whole."""
-        for problem in (self.errors and self.errors.data) or ():
-            return problem.code if problem.code in _CODES else "another reason"
-        return None
-
-    @property
-    def name(self) -> str | None:
-        return (self.metadata or {}).get(_NAME)
-
-
-class _File(BaseModel):
-    id: _Id
-    filename: str = ""
-    bytes: int = 0
-    created_at: _Time
-
-
-class _Page(BaseModel):
-    data: list[Any]
-    has_more: bool = False
-
-
-_Listed = TypeVar("_Listed", _File, Remote)
-_LAST = TypeAdapter(_Id)
 
 
 class Provider:
@@ -172,8 +71,9 @@ class Provider:
 
     def find_file(self, entry: Entry) -> str | None:
         """The provider's name of an entry's file, if it has it whole."""
-        for file in self._list(_File, "files", entry.at - _CLOCKS_S):
-            if file.filename == _filename(entry.name) and file.bytes == entry.bytes:
+        for fields in self._list("files", entry.at - _CLOCKS_S):
+            file = read_as(RemoteFile, fields)
+            if file and file.filename == _filename(entry.name) and file.bytes == entry.bytes:
                 return file.id
         return None
 
@@ -187,7 +87,7 @@ class Provider:
                 ).content
             )
         )
-        return self._validated(_File, content).id
+        return self._validated(RemoteFile, content).id
 
     def forget(self, file: str) -> None:
         """Remove a file that was read whole; it does no harm where it is."""
@@ -198,7 +98,7 @@ class Provider:
         """The bytes of a file; none when the provider does not have it (yet)."""
         response = self._client.files.with_streaming_response
         opened = response.content(file)
-        answer = self._ask(opened.__enter__, lacking=(404,))
+        answer = self._ask(opened.__enter__, lacking=_NO_FILE)
         if answer is None:
             return
         try:
@@ -219,7 +119,7 @@ class Provider:
                     input_file_id=file,
                     endpoint="/v1/chat/completions",
                     completion_window=self._config.window,  # type: ignore[arg-type]  # one is published
-                    metadata={_NAME: name},
+                    metadata={NAME: name},
                     extra_headers={"Idempotency-Key": name},
                 ).content
             ),
@@ -243,33 +143,44 @@ class Provider:
         self._ask(lambda: batches.cancel(batch).content, lacking=(400, 404, 409))
 
     def named(self, entries: Mapping[str, Entry]) -> dict[str, list[Remote]]:
-        """Batches that carry the names of these entries, oldest first."""
+        """Batches that carry the names of these entries or were made of their files, oldest first.
+
+        Raises BatchError for one of them that can't be read: it is not to be asked for again.
+        """
         found: dict[str, list[Remote]] = {}
+        files = {entry.file: name for name, entry in entries.items() if entry.file is not None}
         since = min((entry.at for entry in entries.values()), default=0.0) - _CLOCKS_S
-        for remote in self._list(Remote, "batches", since):
-            if remote.name is not None and remote.name in entries:
-                found.setdefault(remote.name, []).insert(0, remote)
+        for fields in self._list("batches", since):
+            name, file = name_in(fields.get("metadata")), fields.get("input_file_id")
+            if name not in entries:
+                name = files.get(file) if isinstance(file, str) else None
+            if name is not None:
+                remote = read_as(Remote, fields)
+                if remote is None:
+                    raise BatchError(self._no_api())
+                found.setdefault(name, []).insert(0, remote)
         return found
 
     # Means
 
-    def _list(self, kind: type[_Listed], what: str, since: float) -> Iterator[_Listed]:
+    def _list(self, what: str, since: float) -> Iterator[dict[str, Any]]:
         """All of them, newest first, as far back as this time; those of others among them."""
         after: Any = openai.omit
         for _ in range(_MOST_PAGES):
-            page = self._validated(_Page, self._page(what, after))
+            page = self._validated(Page, self._page(what, after))
             for fields in page.data:
-                try:
-                    item = kind.model_validate(fields)
-                except ValidationError:
-                    continue  # none of ours: those were validated when they were made
-                if item.created_at < since:
+                if not isinstance(fields, dict):
+                    continue  # it carries no name
+                made = read_as(Dated, fields)
+                if made is not None and made.created_at < since:
                     return
-                yield item
-            last = page.data[-1].get("id") if page.data and page.has_more else None
-            if last is None:
+                yield fields
+            try:
+                after = page.last if page.has_more else None
+            except ValueError:
+                break
+            if after is None:
                 return
-            after = _LAST.validate_python(last)
         raise BatchError(f"{self._config.url}: its list of {what} has no end")
 
     def _page(self, what: str, after: Any) -> bytes | None:
@@ -285,11 +196,14 @@ class Provider:
         try:
             return kind.model_validate_json(content or b"")
         except ValidationError:
-            problem = (
-                f"{self._config.url} answered what the Batch API does not: `url` must be the base "
-                "URL of an API with /files and /batches (it often ends in /v1)"
-            )
-        raise BatchError(problem)
+            pass  # raised outside: no trace is to hold what came
+        raise BatchError(self._no_api())
+
+    def _no_api(self) -> str:
+        return (
+            f"{self._config.url} answered what the Batch API does not: `url` must be the base "
+            "URL of an API with /files and /batches (it often ends in /v1)"
+        )
 
     def _ask(
         self,

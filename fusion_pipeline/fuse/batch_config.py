@@ -44,6 +44,10 @@ class BatchConfig(CompletionConfig):
     def max_file_bytes(self) -> int:
         return int(self.max_file_mb * 1e6)
 
+    @property
+    def window_s(self) -> float:
+        return int(self.window[:-1]) * (3600.0 if self.window.endswith("h") else 86_400.0)
+
     def fingerprint_fields(self) -> dict[str, Any]:
         """The fields that change captions."""
         return self.completion_fields()

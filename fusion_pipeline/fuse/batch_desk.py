@@ -18,16 +18,11 @@ from pathlib import Path
 
 from fusion_pipeline.fuse.base import CaptionFailed, CaptionOutcome
 from fusion_pipeline.fuse.batch_books import SENDINGS, Asked, Books, Entry, State
-from fusion_pipeline.fuse.batch_client import (
-    TOO_MANY_TOKENS,
-    BatchError,
-    Provider,
-    Remote,
-    UnknownOutcomeError,
-)
+from fusion_pipeline.fuse.batch_client import BatchError, Provider, UnknownOutcomeError
 from fusion_pipeline.fuse.batch_config import BatchConfig
-from fusion_pipeline.fuse.batch_files import FullError, Limits, Packer, asked_of, line_of
+from fusion_pipeline.fuse.batch_files import Limits, Packer
 from fusion_pipeline.fuse.batch_plan import Plan
+from fusion_pipeline.fuse.batch_remote import ACCOUNT_CODES, Remote
 from fusion_pipeline.fuse.batch_results import Results, lines_in
 
 SETTLE_S = 60.0
@@ -59,6 +54,8 @@ class Desk:
     clock: Callable[[], float] = time.time
     remotes: dict[str, Remote] = field(default_factory=dict)
     """Batches as the provider saw them at the last look, by the name of their file."""
+    settled: list[Entry] = field(default_factory=list)
+    """By `take_in`."""
     _client: Provider | None = None
 
     @property
@@ -79,7 +76,7 @@ class Desk:
         asked_for = {
             entry.name: entry
             for entry in self.books.open()
-            if entry.state in (State.CREATING, State.OPEN)
+            if entry.state in (State.CREATING, State.OPEN) or entry.may_exist
         }
         if not asked_for:
             return
@@ -88,7 +85,7 @@ class Desk:
             remotes = {remote.id: remote for remote in found.get(name, [])}
             own = entry.batch or next(iter(remotes), None)
             if own is None:
-                if self.clock() - entry.at >= SETTLE_S:
+                if entry.state is State.CREATING and self.clock() - entry.at >= SETTLE_S:
                     self.books.save(entry.model_copy(update={"state": State.INTENDED}))
                 continue
             remote = remotes.pop(own, None) or self.provider.get(own)
@@ -102,8 +99,10 @@ class Desk:
         is cancelled, and counts."""
         name = f"{entry.name}-{twin.id}"
         if name not in self.books.entries:
-            update = {"name": name, "state": State.OPEN, "batch": twin.id, "file": None}
-            self.books.adopt(entry.model_copy(update=update), entry)
+            update: dict[str, object] = {"name": name, "state": State.OPEN, "batch": twin.id}
+            update |= {"file": None, "status": None, "code": None, "ended": None, "counts": {}}
+            # The requests are sent once more, but not because the first time was in vain.
+            self.books.adopt(entry.model_copy(update={**update, "is_sent": False}), entry)
             if self.books.token:
                 self.provider.cancel(twin.id)
         self._see(self.books.entries[name], self.provider.get(twin.id) or twin)
@@ -113,10 +112,11 @@ class Desk:
         update: dict[str, object] = {"state": State.OPEN, "batch": remote.id}
         update |= {"status": remote.status, "code": remote.code}
         if remote.has_ended and entry.ended is None:
-            update["ended"] = min(self.clock(), remote.ended_at or math.inf)
+            # Not when it says it did: results may be late only where somebody looks for them.
+            update["ended"] = self.clock()
         if entry.is_open:
             self.books.save(entry.model_copy(update=update))
-        if entry.state is State.CREATING and self.books.token:
+        if entry.state in (State.CREATING, State.INTENDED) and self.books.token:
             self.books.drop_file(entry)
 
     # Sending
@@ -129,23 +129,20 @@ class Desk:
         books, config = self.books, self.config
         due = {shard: set(plan.ids(shard)) - books.outcomes.keys() for shard in plan.shards()}
         wanted, sent = set[str]().union(*due.values()), Sent()
-        waiting = [entry for entry in books.open() if entry.state is State.INTENDED]
-        for entry in waiting:
-            if not wanted.issuperset(request.id for request in books.asked[entry.name]):
-                self._drop(entry)  # prompts, or the config, have changed since
+        waiting = self._waiting(plan, wanted)
 
         def room() -> float:
             budget = math.inf if config.budget_dollars is None else config.budget_dollars
             return budget - books.dollars - books.most
 
         for entry in waiting:
-            if books.entries[entry.name].is_open and not is_elsewhere and room() >= 0:
+            if not is_elsewhere and room() >= 0:
                 sent.entries.append(self._send(entry, None))
 
-        def put(lines: Sequence[bytes], asked: Sequence[Asked], most: float) -> None:
+        def put(data: bytes, asked: Sequence[Asked], most: float) -> None:
             state = State.WRITTEN if is_elsewhere else State.INTENDED
-            entry = books.intend(lines, asked, most, self.clock(), state)
-            sent.entries.append(entry if is_elsewhere else self._send(entry, b"".join(lines)))
+            entry = books.intend(data, asked, most, self.clock(), state)
+            sent.entries.append(entry if is_elsewhere else self._send(entry, data))
 
         tokens = math.inf if is_elsewhere else (config.enqueued_tokens or math.inf) - books.tokens
         packer, refused = Packer(config, Limits(room(), tokens), put), dict[Asked, CaptionOutcome]()
@@ -156,7 +153,9 @@ class Desk:
                     asked = due[shard] - taken
                     taken |= asked
                     if asked and not left_out:
-                        left_out = self._pack_shard(plan, shard, asked, packer, refused, pool)
+                        requests = plan.requests(shard, asked)
+                        never, left_out = packer.pack(requests, asked, books.excess, pool)
+                        refused |= never
                     else:
                         left_out |= asked
             packer.flush()
@@ -166,33 +165,30 @@ class Desk:
         sent.refused, sent.left_out = len(refused), len(left_out)
         return sent
 
-    def _pack_shard(
-        self,
-        plan: Plan,
-        shard: int,
-        wanted: set[str],
-        packer: Packer,
-        refused: dict[Asked, CaptionOutcome],
-        pool: ThreadPoolExecutor,
-    ) -> set[str]:
-        """Returns what found no room: from the first such request on, all."""
-        requests = list(plan.requests(shard, wanted))
-        asked = [asked_of(request, self.config, self.books.excess) for request in requests]
-        lines = pool.map(partial(line_of, config=self.config), requests, asked)
-        for number, (one, line) in enumerate(zip(asked, lines, strict=True)):
-            if isinstance(line, CaptionFailed):
-                refused[one] = line
-                continue
-            try:
-                packer.add(line, one)
-            except FullError:
-                return {rest.id for rest in asked[number:]}
-        return set()
+    def _waiting(self, plan: Plan, wanted: set[str]) -> list[Entry]:
+        """Files that are to be sent. Dropped are those whose prompts, or the config, have changed
+        since, and what a process that froze while it began a file has left behind."""
+        books = self.books
+        waiting = [entry for entry in books.open() if entry.state is State.INTENDED]
+        if not all(wanted.issuperset(self._asked(entry)) for entry in waiting):
+            failed = plan.of_failed()  # an earlier `submit --retry-failed` may have begun it
+            again = set[str]().union(*(failed.ids(shard) for shard in failed.shards()))
+            wanted = wanted | again - books.outcomes.keys()
+        others = (entry for entry in books.open() if entry.state is not State.INTENDED)
+        taken, kept = set[str]().union(*map(self._asked, others)), list[Entry]()
+        for entry in waiting:
+            asked = self._asked(entry).keys()
+            if asked and asked <= wanted and not asked & taken and books.has_file(entry):
+                taken |= asked
+                kept.append(entry)
+            else:
+                self._drop(entry)
+        return kept
 
     def _send(self, entry: Entry, data: bytes | None) -> Entry:
         """`data`: its lines; None when an earlier process may have uploaded them. Raises
         BatchError: it can be sent again."""
-        books = self.books
+        books, earlier = self.books, entry.file
         books.check()
         file = self.provider.find_file(entry) if data is None else None
         file = file or self.provider.upload(entry.name, data or books.lines_of(entry))
@@ -200,47 +196,51 @@ class Desk:
         entry = books.save(entry.model_copy(update=update))
         try:
             remote = self.provider.create(file, entry.name)
-        except UnknownOutcomeError:
-            raise  # a later look finds it, or does not
-        except BatchError:
-            books.save(entry.model_copy(update={"state": State.INTENDED, "file": None}))
+        except UnknownOutcomeError:  # a later look finds it, or does not
+            books.save(entry.model_copy(update={"at": self.clock()}))
+            raise
+        except BatchError:  # this time there is none; an earlier one may still turn up
+            books.save(entry.model_copy(update={"state": State.INTENDED, "file": earlier}))
             raise
         self._see(entry, remote)
         return books.entries[entry.name]
 
     # Taking in
 
-    def take_in(self) -> list[Entry]:
-        """Settle the batches that have ended, as they were at the last `look`."""
-        settled = []
+    def take_in(self) -> None:
+        """Settle the batches that have ended, as they were at the last `look`. Raises BatchError
+        when all others are settled, for the first one that could not be read."""
+        problem: BatchError | None = None
         for entry in self.books.open():
             remote = self.remotes.get(entry.name)
-            if remote is not None and remote.has_ended and self._settle(entry, remote):
-                settled.append(self.books.entries[entry.name])
-        return settled
+            try:
+                if remote is not None and remote.has_ended and self._settle(entry, remote):
+                    self.settled.append(self.books.entries[entry.name])
+            except BatchError as error:
+                problem = problem or error
+        if problem is not None:
+            raise problem
 
     def _settle(self, entry: Entry, remote: Remote) -> bool:
-        """False while results are missing that may still come."""
+        """False while results are missing that may still come. Raises BatchError."""
         results = Results(self._asked(entry), self.config)
-        for file in (remote.output_file_id, remote.error_file_id):
-            for line in lines_in(self.provider.chunks(file)) if file else ():
+        expected, made = remote.work(entry.requests)
+        for file in filter(None, (remote.output_file_id, remote.error_file_id)):
+            before = results.seen
+            for line in lines_in(self.provider.chunks(file)):
                 results.add(line)
-        counts, made = remote.request_counts, len(results.outcomes)
-        if counts is not None:
-            expected, lost = counts.completed + counts.failed, max(counts.completed - made, 0)
-        else:
-            expected = entry.requests if remote.status == "completed" else 0
-            lost = 0 if remote.status == "failed" else entry.requests
-        is_late = results.seen < min(expected, entry.requests)
-        if is_late and self.clock() - (entry.ended or 0.0) < LATE_S:
+            if results.seen == before:  # it is named, and not there, or no such file
+                expected = entry.requests
+        if results.seen < expected and self.clock() - (entry.ended or 0.0) < LATE_S:
             self.books.save(entry.model_copy(update={"counts": results.tally()}))
             return False
+        lost = max(made - len(results.made), 0)
         billed = None
         if remote.usage is not None:
             billed = self.config.cost(remote.usage.input_tokens, remote.usage.output_tokens)
-        is_sent = remote.status != "cancelled" and remote.code != TOO_MANY_TOKENS
+        is_tried = remote.status != "cancelled" and remote.code not in ACCOUNT_CODES
         reason = "batch_expired" if remote.status == "expired" else "batch_error"
-        self._close(entry, results, results.cost(billed, lost), is_sent, reason)
+        self._close(entry, results, results.cost(billed, lost), entry.is_sent and is_tried, reason)
         if entry.file is not None:
             with contextlib.suppress(BatchError):  # it costs nothing where it is
                 self.provider.forget(entry.file)
@@ -279,8 +279,8 @@ class Desk:
     ) -> None:
         outcomes: dict[str, CaptionOutcome] = dict(results.outcomes)
         given_up = 0
-        for name in self._asked(entry):
-            tried = self.books.sendings[name] + is_sent
+        for name in self._asked(entry) if is_sent else ():
+            tried = self.books.sendings[name] + 1
             if name not in outcomes and name not in self.books.outcomes and tried >= SENDINGS:
                 outcomes[name] = CaptionFailed(results.again.get(name, reason))
                 given_up += 1
@@ -301,23 +301,36 @@ class Desk:
     def cancel(self) -> Counter[str]:
         """Cancel what is open; `collect` then takes in what was answered. Counts of files by what
         was done with them."""
-        done = Counter[str]()
-        for entry in self.books.open():
-            if entry.state in (State.WRITTEN, State.INTENDED):
-                self._drop(entry)
-                done["dropped"] += 1
-            elif entry.state is State.OPEN and entry.name not in self.remotes:
-                # The provider does not know it: nobody will say what it has cost.
-                self._drop(entry, entry.most)
-                done["given up"] += 1
-            elif entry.batch is not None and entry.ended is None:
-                self.provider.cancel(entry.batch)
-                done["cancelled"] += 1
-            elif entry.state is State.CREATING:
-                done["not known yet"] += 1
-        return done
+        return Counter(self._cancel(entry) for entry in self.books.open())
 
-    def _drop(self, entry: Entry, dollars: float = 0.0) -> None:
-        """Nothing more is expected of it."""
+    def _cancel(self, entry: Entry) -> str:
+        remote = self.remotes.get(entry.name)
+        if entry.state is State.CREATING and remote is None:
+            return "not known yet"
+        if entry.state in (State.WRITTEN, State.INTENDED):
+            return self._drop(entry)
+        if remote is None:
+            # The provider does not know it: nobody will say what it has cost.
+            return self._drop(entry, is_charged=True)
+        if remote.has_ended:
+            return self._take_last(entry, remote)
+        will_never_end = self.clock() - entry.at > 2 * self.config.window_s
+        with contextlib.suppress(BatchError) if will_never_end else contextlib.nullcontext():
+            self.provider.cancel(remote.id)
+        return self._drop(entry, is_charged=True) if will_never_end else "cancelled"
+
+    def _take_last(self, entry: Entry, remote: Remote) -> str:
+        """Of a batch that has ended: its results, if they can ever be had."""
+        try:
+            return "collected" if self._settle(entry, remote) else "still to be collected"
+        except BatchError:
+            if self.clock() - (entry.ended or 0.0) < LATE_S:
+                return "not readable now"
+            return self._drop(entry, is_charged=True)
+
+    def _drop(self, entry: Entry, is_charged: bool = False) -> str:
+        """Nothing more is expected of it. If it can have cost something, that is what it has."""
+        is_charged = is_charged or entry.may_exist
         nothing = Results(self._asked(entry), self.config)
-        self._close(entry, nothing, dollars, False, "")
+        self._close(entry, nothing, entry.most if is_charged else 0.0, False, "")
+        return "given up and charged in full" if is_charged else "dropped"

@@ -4,17 +4,22 @@ A line is what the published Batch API reads, and `vllm run-batch`, too.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 
 from fusion_pipeline.dataset.images import DecodeError
-from fusion_pipeline.fuse.base import CaptionFailed, CaptionRequest
+from fusion_pipeline.fuse.base import CaptionFailed, CaptionOutcome, CaptionRequest
 from fusion_pipeline.fuse.batch_books import Asked
 from fusion_pipeline.fuse.batch_config import BatchConfig
 from fusion_pipeline.fuse.completions import request_body
 from fusion_pipeline.fuse.endpoint import TURN_TOKENS
 from fusion_pipeline.fuse.journal import request_id
 
+_AT_ONCE = 32
+"""Requests that are encoded while one is packed: a line holds an image."""
 _LINE = b'{"custom_id": "%s", "method": "POST", "url": "/v1/chat/completions", "body": '
 
 
@@ -60,11 +65,11 @@ class Limits:
 
 @dataclass
 class Packer:
-    """Collects lines, and hands on a file whenever one is full: `send(lines, asked, most)`."""
+    """Collects lines, and hands on a file whenever one is full: `send(data, asked, most)`."""
 
     config: BatchConfig
     limits: Limits
-    send: Callable[[list[bytes], list[Asked], float], object]
+    send: Callable[[bytes, list[Asked], float], object]
     files: int = 0
     requests: int = 0
     """Of those files."""
@@ -94,12 +99,32 @@ class Packer:
     def flush(self) -> None:
         if not self._lines:
             return
-        lines, asked, dollars = self._lines, self._asked, self._dollars
+        data, asked, dollars = b"".join(self._lines), self._asked, self._dollars
         self.limits.dollars -= dollars
         self.limits.tokens -= self._tokens
-        self._lines, self._asked = [], []
+        self._lines, self._asked = [], []  # the lines are not to be held twice while they are sent
         self._bytes = self._tokens = 0
         self._dollars = 0.0
         self.files += 1
         self.requests += len(asked)
-        self.send(lines, asked, dollars)
+        self.send(data, asked, dollars)
+
+    def pack(
+        self, requests: Iterable[CaptionRequest], wanted: set[str], excess: int, pool: Executor
+    ) -> tuple[dict[Asked, CaptionOutcome], set[str]]:
+        """Add the requests with the `wanted` ids. What can't be sent, and why; and what found no
+        room: from the first such request on, all."""
+        refused, left, waiting = dict[Asked, CaptionOutcome](), set(wanted), iter(requests)
+        while some := list(islice(waiting, _AT_ONCE)):
+            asked = [asked_of(request, self.config, excess) for request in some]
+            lines = pool.map(partial(line_of, config=self.config), some, asked)
+            for one, line in zip(asked, lines, strict=True):
+                if isinstance(line, CaptionFailed):
+                    refused[one] = line
+                else:
+                    try:
+                        self.add(line, one)
+                    except FullError:
+                        return refused, left
+                left.discard(one.id)
+        return refused, set()

@@ -21,6 +21,17 @@ MAX_LINE = 2**20
 """Bytes. An answer is some kilobytes; a longer line is none."""
 MAX_FILE = 2**31
 """Bytes of results that are read of one file."""
+CONFIG_CODES = {
+    "unsupported_parameter": "set `seed: null`, leave out `detail` and `extra_body`, or choose a "
+    "model that takes `max_tokens` and `temperature`",
+    "unsupported_value": "change `temperature`, `max_tokens`, `detail` or `extra_body`",
+    "unknown_parameter": "change `extra_body`",
+    "model_not_found": "check `model`",
+    "http_401": "check the account's access to `model`",
+    "http_403": "check the account's access to `model`",
+    "http_404": "check `model`",
+}
+"""Why single requests fail that others would, too, and what is to be changed."""
 _NOT_TRIED = ("batch_expired", "batch_cancelled")
 """Codes of requests that the provider never came to."""
 
@@ -75,6 +86,10 @@ class _Answer:
     """Of prompt and answer, when the line says so."""
     is_charged: bool = False
     """Whether it may have cost something."""
+    is_made: bool = False
+    """Whether the provider counts it as completed."""
+    problem: str = ""
+    """One of `CONFIG_CODES`."""
 
 
 @dataclass
@@ -95,6 +110,8 @@ class Results:
     unknown_dollars: float = 0.0
     """The most that answers without usage can have cost."""
     excess: int = 0
+    made: set[str] = field(default_factory=set)
+    """Requests of which a line has status 200."""
 
     def add(self, data: bytes | None) -> None:
         line = _parse(data)
@@ -110,6 +127,8 @@ class Results:
             return
         answer = _read(line)
         self._charge(asked, answer)
+        if answer.is_made:
+            self.made.add(asked.id)
         if asked.id in self.outcomes or (answer.outcome is None and asked.id in self.again):
             self.counts["doubled"] += 1
         elif answer.outcome is None:
@@ -117,6 +136,8 @@ class Results:
         else:  # an answer counts more than word that there is none
             self.again.pop(asked.id, None)
             self.outcomes[asked.id] = answer.outcome
+            if answer.problem:
+                self.counts[answer.problem] += 1
 
     def _charge(self, asked: Asked, answer: _Answer) -> None:
         if answer.tokens is not None:
@@ -127,8 +148,9 @@ class Results:
 
     @property
     def seen(self) -> int:
-        """Requests of which there is word, as far as lines can be read."""
-        return len(self.outcomes) + len(self.again) + self.counts["malformed"]
+        """Requests of which there is word. A line that can't be read is none: a page of a proxy
+        with status 200 is made of such."""
+        return len(self.outcomes) + len(self.again)
 
     @property
     def missing(self) -> list[Asked]:
@@ -179,8 +201,8 @@ def _read(line: _Line) -> _Answer:
         tokens = completion.usage.prompt_tokens, completion.usage.completion_tokens
     if status == 200:
         if completion is None:
-            return _Answer(None, "bad_response", is_charged=True)
-        return _Answer(completion.outcome(), tokens=tokens, is_charged=True)
+            return _Answer(None, "bad_response", is_charged=True, is_made=True)
+        return _Answer(completion.outcome(), tokens=tokens, is_charged=True, is_made=True)
     if status == 400 and completion is not None:
         # Azure's model inference reports filtered output as a completion with status 400.
         outcome = completion.outcome()
@@ -192,7 +214,8 @@ def _read(line: _Line) -> _Answer:
         return _Answer(Captioned(None, Finish.BLOCKED), is_charged=True)
     if status in AGAIN or status >= 500:
         return _Answer(None, f"http_{status}", tokens=tokens)
-    return _Answer(CaptionFailed(f"http_{status}"), tokens=tokens)
+    problem = next((code for code in (_code(error), f"http_{status}") if code in CONFIG_CODES), "")
+    return _Answer(CaptionFailed(f"http_{status}"), tokens=tokens, problem=problem)
 
 
 def _code(error: object) -> str:

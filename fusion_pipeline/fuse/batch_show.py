@@ -1,6 +1,7 @@
 """What people and programs are told of batches."""
 
 from collections import Counter
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from rich.markup import escape
@@ -9,9 +10,10 @@ from rich.table import Table
 
 from fusion_pipeline.fuse.base import CaptionFailed
 from fusion_pipeline.fuse.batch_books import Books, Entry, State
-from fusion_pipeline.fuse.batch_client import TOO_MANY_TOKENS
 from fusion_pipeline.fuse.batch_config import BatchConfig
 from fusion_pipeline.fuse.batch_desk import Sent
+from fusion_pipeline.fuse.batch_remote import ACCOUNT_CODES
+from fusion_pipeline.fuse.batch_results import CONFIG_CODES
 
 
 def state_of(entry: Entry) -> str:
@@ -25,7 +27,7 @@ def state_of(entry: Entry) -> str:
     return str(entry.state)
 
 
-def sent_line(sent: Sent, is_elsewhere: bool, books: Books) -> list[str]:
+def sent_line(sent: Sent, is_elsewhere: bool, books: Books, is_retry: bool = False) -> list[str]:
     """What `submit` did."""
     requests = sum(entry.requests for entry in sent.entries)
     done = "written" if is_elsewhere else "sent"
@@ -38,10 +40,46 @@ def sent_line(sent: Sent, is_elsewhere: bool, books: Books) -> list[str]:
     if sent.left_out:
         lines.append(
             f"{sent.left_out:,} requests are left out: the budget, or the limit of enqueued "
-            "tokens, has no room for them now. Submit again when batches have been collected, "
-            "or raise the limit."
+            "tokens, has no room for them now. "
+            + ("`submit --retry-failed` again" if is_retry else "Submit again")
+            + " when batches have been collected, or raise the limit."
         )
+        lines += _excess_line(books)
     return lines
+
+
+def _excess_line(books: Books) -> list[str]:
+    if not books.excess:
+        return []
+    entry = max(books.entries.values(), key=lambda entry: entry.excess)
+    path = books.dataset.storage.full(books.path(entry.name, "state.json"))
+    return [
+        f"{books.excess:,} tokens more than `image_tokens` are set aside for each request, because "
+        f"an answer counted {entry.excess:,} more than was thought to be the most. If it was wrong "
+        f"to, set `excess` to 0 in {path}"
+    ]
+
+
+def notes(entries: Collection[Entry], read: Mapping[str, int]) -> list[str]:
+    """What is to be changed, by what was settled now: codes of batches that were refused as a
+    whole, and of requests that all others would fail with. `read`: counts of further results."""
+    lines = []
+    for code, count in Counter(entry.code for entry in entries if entry.code).items():
+        lines.append(f"{count:,} batches were refused as a whole: {_with_advice(code)}")
+    counts = Counter(read)
+    for entry in entries:
+        counts.update(entry.counts)
+    for code, advice in CONFIG_CODES.items():
+        if counts[code]:
+            lines.append(
+                f"{counts[code]:,} requests have failed, {code}: {advice}. "
+                "`submit --retry-failed` asks for them again with the same settings"
+            )
+    return lines
+
+
+def _with_advice(code: str) -> str:
+    return f"{code} ({ACCOUNT_CODES[code]})" if code in ACCOUNT_CODES else code
 
 
 def files_table(books: Books) -> Table:
@@ -54,9 +92,7 @@ def files_table(books: Books) -> Table:
     table.add_column("results")
     for entry in books.entries.values():
         counts = ", ".join(f"{name} {count:,}" for name, count in entry.counts.items())
-        why = f"refused: {entry.code}" if entry.code else ""
-        if entry.code == TOO_MANY_TOKENS:
-            why += " (set `enqueued_tokens` to your account's limit)"
+        why = f"refused: {_with_advice(entry.code)}" if entry.code else ""
         table.add_row(
             escape(entry.name),
             state_of(entry),

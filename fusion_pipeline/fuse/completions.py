@@ -26,6 +26,9 @@ from fusion_pipeline.fuse.images import image_to_send
 _FINISHES = {"stop": Finish.STOP, "length": Finish.LENGTH}
 _HERE = "@@image@@"
 _SET_HERE = {"messages", "model", "max_tokens", "temperature", "seed", "stream", "n"}
+_SET_HERE |= {"max_completion_tokens"}  # another name of `max_tokens`: budgets go by that
+_MOST_TOKENS = 10**7
+"""Of one completion: more than any model reads. Bills and bounds go by the numbers."""
 
 
 class CompletionConfig(BaseModel):
@@ -101,8 +104,8 @@ class _Choice(BaseModel):
 
 
 class Usage(BaseModel):
-    prompt_tokens: int = Field(ge=0)
-    completion_tokens: int = Field(ge=0)
+    prompt_tokens: int = Field(ge=0, le=_MOST_TOKENS)
+    completion_tokens: int = Field(ge=0, le=_MOST_TOKENS)
 
 
 class Completion(BaseModel):

@@ -67,7 +67,7 @@ class BatchServer:
     key: str | None = None
     faults: Mapping[str, float] = field(default_factory=dict)
     """Shares of requests, by fault: lost, doubled, http_500, http_429, http_400, blocked,
-    malformed, html, expired."""
+    unsupported, malformed, html, expired."""
     max_requests: int = 50_000
     max_bytes: int = 200_000_000
     enqueued_tokens: int | None = None
@@ -75,6 +75,14 @@ class BatchServer:
     shows_usage: bool = True
     mangled: Mapping[str, object] = field(default_factory=dict)
     """Fields of batches that are shown otherwise."""
+    mangled_page: Mapping[str, object] = field(default_factory=dict)
+    """Fields of lists that are shown otherwise."""
+    refusals: dict[str, int] = field(default_factory=dict)
+    """HTTP statuses, by the name of a handler or the id of a file."""
+    code: str | None = None
+    """With which all batches are refused as a whole."""
+    answers_creation: Callable[[], int] = lambda: 200
+    """The HTTP status with which the making of a batch is answered, after it was made."""
     lag_s: float = 0.0
     """After which a new batch is listed."""
     is_late: bool = False
@@ -150,7 +158,8 @@ class BatchServer:
         else:
             self.sent.update(line.custom_id for line in lines)
         self.batches.append(batch)
-        return web.json_response(self._shown(batch))
+        status = self.answers_creation()
+        return web.json_response(self._shown(batch)) if status == 200 else _error(status, "gateway")
 
     def _validated(self, data: bytes) -> tuple[list[InputLine], str | None]:
         lines = []
@@ -160,6 +169,8 @@ class BatchServer:
             except ValidationError as error:
                 self.problems.append(str(error))
                 return [], "invalid_json_line"
+        if self.code is not None:
+            return [], self.code
         if len({line.custom_id for line in lines}) < len(lines):
             return [], "duplicate_custom_id"
         if len(lines) > self.max_requests or len(data) > self.max_bytes:
@@ -197,7 +208,8 @@ class BatchServer:
         start = names.index(after) + 1 if after else 0
         page = items[start : start + limit]
         more = start + limit < len(items)
-        return web.json_response({"object": "list", "data": page, "has_more": more})
+        shown = {"object": "list", "data": page, "has_more": more, **self.mangled_page}
+        return web.json_response(shown)
 
     def _shown(self, batch: Batch) -> dict[str, Any]:
         ended = None if _is_open(batch) else int(self.clock())
@@ -271,8 +283,9 @@ class BatchServer:
             errors.append(_line(line, "batch_expired"))
             batch.failed += 1
             return
-        if fault in ("http_500", "http_429", "http_400"):
-            errors.append(_line(line, status=int(fault[-3:])))
+        if fault in ("http_500", "http_429", "http_400", "unsupported"):
+            code = "unsupported_parameter" if fault == "unsupported" else None
+            errors.append(_line(line, code, status=400 if code else int(fault[-3:])))
             batch.failed += 1
             return
         times = 2 if fault == "doubled" else 1
@@ -323,7 +336,8 @@ def _line(
         "usage": {**usage, "total_tokens": prompt + completion},
     }
     if status != 200:
-        body = {"error": {"message": "no", "type": "error", "param": None, "code": None}}
+        body = {"error": {"message": "no", "type": "error", "param": None, "code": code}}
+        code = None
     response = {"status_code": status, "request_id": "r", "body": body}
     return json.dumps(
         {
@@ -368,6 +382,12 @@ async def _listen(server: BatchServer) -> web.AppRunner:
         if server.key is not None and authorization != f"Bearer {server.key}":
             error = {"message": f"Incorrect key: {authorization}", "code": "invalid_api_key"}
             return web.json_response({"error": error}, status=401)
+        names = request.match_info.handler.__name__, request.match_info.get("id", "")
+        for name in names:
+            if name in server.refusals:
+                refusal = _error(server.refusals[name], "no")
+                refusal.headers["x-should-retry"] = "false"
+                return refusal
         answer: web.StreamResponse = await handler(request)
         return answer
 

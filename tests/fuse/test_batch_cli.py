@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,9 @@ from test_pipeline_endpoint import QUICKSTART, photos
 from fusion_pipeline.cli import main
 from fusion_pipeline.config import load_config
 from fusion_pipeline.dataset.layout import Dataset
+from fusion_pipeline.dataset.lease import read_lease
+from fusion_pipeline.engine.chain import Chain
+from fusion_pipeline.engine.shard import Step
 from fusion_pipeline.pipeline import build_pipeline
 
 KEY = "sk-test-51c7d9e0a2b84f63"
@@ -144,6 +147,43 @@ def test_files_are_written_run_elsewhere_and_taken_in(
     rows = [row for _, table in dataset.iterate(f"captions/{MODEL}") for row in table.to_pylist()]
     assert [row["caption"] for row in rows] == ["A red barn."] * 5
     assert server.uploads == 0
+
+
+def test_what_can_be_had_is_committed_and_what_is_to_be_changed_is_said(
+    server: BatchServer, fusion: Fusion, tmp_path: Path
+) -> None:
+    """One file can't be read; the requests of the other batch are refused by the model."""
+    fusion("run", "--no-ray")
+    server.faults = {"unsupported": 1.0}
+    fusion("meta submit", max_requests=3)
+    server.work()
+    server.refusals = {server.batches[0].error or "": 500}
+    code, said = fusion("meta collect", max_requests=3)
+    assert (code, "answered HTTP 500" in said) == (1, True)
+    assert "2 requests have failed, unsupported_parameter: set `seed: null`" in said
+    dataset = Dataset.open(tmp_path / "run" / "selected")
+    assert sum(table.num_rows for _, table in dataset.iterate(f"captions/{MODEL}")) > 0
+    server.code = "too_many_tasks"
+    server.refusals = {}
+    fusion("meta collect", max_requests=3)
+    code, said = fusion("meta submit", "--retry-failed", max_requests=3)
+    assert (code, "2 batches were refused as a whole: too_many_tasks (submit" in said) == (0, True)
+
+
+def test_versions_are_looked_up_under_the_lease(
+    server: BatchServer, fusion: Fusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fusion("run", "--no-ray")
+    storage, resolve = Dataset.open(tmp_path / "run" / "selected").storage, Chain.resolve
+    held = []
+
+    def watched(dataset: Dataset, steps: Sequence[Step]) -> Chain:
+        held.append(read_lease(storage) is not None)
+        return resolve(dataset, steps)
+
+    monkeypatch.setattr(Chain, "resolve", watched)
+    assert fusion("meta cancel")[0] == 0
+    assert held == [True]
 
 
 def test_cancel(server: BatchServer, fusion: Fusion) -> None:
