@@ -12,8 +12,8 @@ from rich.console import Console
 from fusion_pipeline.errors import FusionError, printable
 
 if TYPE_CHECKING:  # imported inside the commands: `fusion --help` is to answer at once
-    from fusion_pipeline.fuse.batch_desk import Desk
-    from fusion_pipeline.fuse.batch_plan import Plan
+    from fusion_pipeline.fuse.batch.desk import Desk
+    from fusion_pipeline.fuse.batch.plan import Plan
     from fusion_pipeline.pipeline import Pipeline
 
 console = Console(stderr=True)
@@ -90,7 +90,7 @@ def submit(
     from rich.progress import track
 
     from fusion_pipeline.engine.chain import Replace
-    from fusion_pipeline.fuse import batch_show
+    from fusion_pipeline.fuse.batch import show
 
     with _batches(config, overrides) as (_, plan, desk):
         # Raises FusionError: nothing is to be paid for a table that can't be made.
@@ -104,8 +104,8 @@ def submit(
             plan = plan.of_failed()
         bar = partial(track, description="requests …", console=console, transient=True)
         sent = desk.submit(plan, files_only, bar)
-        _say(batch_show.sent_line(sent, files_only, desk.books, retry_failed))
-        _say(batch_show.notes([*desk.settled, *sent.entries], {}))
+        _say(show.sent_line(sent, files_only, desk.books, retry_failed))
+        _say(show.notes([*desk.settled, *sent.entries], {}))
         if problem is not None:
             raise problem
 
@@ -119,19 +119,19 @@ def status(
     ] = False,
 ) -> None:
     """How far the batches are, what they cost, and what is still to be sent. Changes nothing."""
-    from fusion_pipeline.fuse import batch_show
+    from fusion_pipeline.fuse.batch import show
 
     with _batches(config, overrides, is_reading=True) as (_, plan, desk):
         with console.status("batches …"):
             desk.look()
             unsent, waiting = plan.unsent(), len(plan.shards())
         if as_json:
-            found = batch_show.as_dict(desk.books, desk.config, unsent, waiting)
+            found = show.as_dict(desk.books, desk.config, unsent, waiting)
             print(json.dumps(found, indent=1, ensure_ascii=False))
             return
         out = Console(highlight=False)
-        out.print(batch_show.files_table(desk.books))
-        out.print(batch_show.panel(desk.books, desk.config, unsent, waiting))
+        out.print(show.files_table(desk.books))
+        out.print(show.panel(desk.books, desk.config, unsent, waiting))
 
 
 @meta.command(epilog="Example: fusion meta collect configs/quickstart.yaml --results out.jsonl")
@@ -150,7 +150,7 @@ def collect(
 ) -> None:
     """Take in what the batches have answered; commit the shards whose captions are all there."""
     from fusion_pipeline.cli_job import run_job
-    from fusion_pipeline.fuse import batch_show
+    from fusion_pipeline.fuse.batch import show
     from fusion_pipeline.runner import Options
 
     with _batches(config, overrides) as (pipeline, plan, desk), console.status("results …"):
@@ -160,11 +160,11 @@ def collect(
     if results:
         found = ", ".join(f"{name} {count:,}" for name, count in read.items() if count)
         console.print(f"results: {found or 'none'}", highlight=False)
-    _say(batch_show.notes(desk.settled, read))
+    _say(show.notes(desk.settled, read))
     options = Options(only=plan.step.work.name, retry_failed=healed, in_process=True)
     run_job(pipeline, options, console)
     unsent, waiting = plan.unsent(), len(plan.shards())
-    Console(highlight=False).print(batch_show.panel(desk.books, desk.config, unsent, waiting))
+    Console(highlight=False).print(show.panel(desk.books, desk.config, unsent, waiting))
     if problem is not None:
         raise problem
 
@@ -183,7 +183,7 @@ def cancel(config: _ConfigFile, overrides: _Overrides = None) -> None:
 def _take_in(desk: "Desk") -> FusionError | None:
     """What the batches have answered. Returned is why some could not be read: to be raised when all
     is done that can be done without them."""
-    from fusion_pipeline.fuse.batch_client import BatchError
+    from fusion_pipeline.fuse.batch.client import BatchError
 
     desk.look()
     try:
@@ -210,8 +210,8 @@ def _batches(
     from fusion_pipeline.dataset.lease import as_holder, hold_lease
     from fusion_pipeline.engine.chain import Chain
     from fusion_pipeline.engine.run import new_run_id
-    from fusion_pipeline.fuse.batch_desk import Desk
-    from fusion_pipeline.fuse.batch_plan import Plan
+    from fusion_pipeline.fuse.batch.desk import Desk
+    from fusion_pipeline.fuse.batch.plan import Plan
     from fusion_pipeline.pipeline import build_pipeline
 
     pipeline = build_pipeline(load_config(config, overrides or ()))

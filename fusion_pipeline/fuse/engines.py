@@ -11,9 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from fusion_pipeline.dataset.layout import Dataset
 from fusion_pipeline.engine.stage import CPU_WORKER, Resources
 from fusion_pipeline.fuse.base import CaptionEngine
-from fusion_pipeline.fuse.batch_books import Books
-from fusion_pipeline.fuse.batch_config import BatchConfig
-from fusion_pipeline.fuse.batch_engine import Batches
+from fusion_pipeline.fuse.batch.books import Books
+from fusion_pipeline.fuse.batch.config import BatchConfig
+from fusion_pipeline.fuse.batch.engine import Batches
 from fusion_pipeline.fuse.composer import Composer, ComposerConfig
 from fusion_pipeline.fuse.endpoint import Endpoint, EndpointConfig
 from fusion_pipeline.fuse.journal import Journal

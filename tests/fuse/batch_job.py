@@ -24,9 +24,9 @@ from fusion_pipeline.engine.chain import Chain, run_in_process
 from fusion_pipeline.engine.shard import Step
 from fusion_pipeline.engine.stage import CPU_WORKER, Resources, ShardBlock, ShardContents, Worker
 from fusion_pipeline.engine.watch import Watch
-from fusion_pipeline.fuse.batch_config import BatchConfig
-from fusion_pipeline.fuse.batch_desk import Desk, Sent
-from fusion_pipeline.fuse.batch_plan import Plan, answered_only
+from fusion_pipeline.fuse.batch.config import BatchConfig
+from fusion_pipeline.fuse.batch.desk import Desk, Sent
+from fusion_pipeline.fuse.batch.plan import Plan, answered_only
 from fusion_pipeline.fuse.engines import EngineChoice, engine_of
 from fusion_pipeline.fuse.stage import Caption
 from tests.toy import ToySource

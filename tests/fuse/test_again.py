@@ -6,8 +6,10 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from openai_server import CAPTION, MODEL, OpenAIServer, Reply, completion, serve
 from rich.console import Console
@@ -16,6 +18,7 @@ from test_pipeline_endpoint import KEY, photos
 from fusion_pipeline.captioning import ask_again, estimate
 from fusion_pipeline.cli import main
 from fusion_pipeline.config import load_config
+from fusion_pipeline.dataset.tables import encode_table
 from fusion_pipeline.engine.again import Again, WhereError
 from fusion_pipeline.engine.chain import Replace
 from fusion_pipeline.engine.shard import Redo
@@ -75,7 +78,7 @@ def asked(server: OpenAIServer) -> Counter[str]:
 def test_what_is_chosen_is_asked_again_and_all_else_stays(
     server: OpenAIServer, tmp_path: Path
 ) -> None:
-    """A shard with a failed row keeps its answers in the journal: these are not given again."""
+    """What the model had answered before is not given again."""
     pipeline = pipeline_of(server, tmp_path)
     server.script(CUT, Reply(500, b"{}"), Reply(), Reply(), CUT)
     run(pipeline, until=pipeline.export.captions)
@@ -133,6 +136,47 @@ def test_killed_at_any_write_no_row_is_asked_again_twice(
         shutil.rmtree(tmp_path / "run")
         shutil.copytree(tmp_path / "kept", tmp_path / "run")
     assert crash_at > 3 * 4  # intent, end, table, mark of each shard
+
+
+@pytest.mark.parametrize("what", ["retry_failed", "refresh"])
+def test_a_retry_and_a_refresh_killed_at_any_write_pay_no_row_twice(
+    what: str, server: OpenAIServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tables that they replace are there, those of the refresh without a failed row."""
+    monkeypatch.setattr("fusion_pipeline.fuse.journal._SEGMENT_S", 0.0)
+    pipeline = pipeline_of(server, tmp_path)
+    server.always = Reply(500, b"{}") if what == "retry_failed" else CUT
+    run(pipeline, until=pipeline.export.captions)
+    if what == "refresh":
+        renew_prompts(pipeline)
+    server.always = Reply()
+    asked(server)
+    shutil.copytree(tmp_path / "run", tmp_path / "kept")
+    for crash_at in range(200):
+        work = partial(run, pipeline, only=pipeline.export.captions, **{what: True})
+        is_over = not killed_at(crash_at, monkeypatch, work)
+        work()
+        times = asked(server)
+        assert len(times) == 5
+        assert times.total() <= 6, f"{times} after a crash at write {crash_at}"
+        assert [row["finish"] for row in rows_of(pipeline)] == ["stop"] * 5
+        if is_over:
+            break
+        shutil.rmtree(tmp_path / "run")
+        shutil.copytree(tmp_path / "kept", tmp_path / "run")
+    assert crash_at > 3 * 3  # intent, end, table of each shard
+
+
+def renew_prompts(pipeline: Pipeline) -> None:
+    """Other prompts in place, as after rows that were retried: the captions are stale."""
+    dataset = pipeline.selected
+    version = dataset.version(pipeline.export.prompts)
+    for shard in dataset.shards():
+        table, footer = dataset.read_table(version, shard)
+        prompts = pa.array([f"{prompt} Please." for prompt in table["prompt"].to_pylist()])
+        table = table.set_column(table.column_names.index("prompt"), "prompt", prompts)
+        data, _ = encode_table(table, version.name, shard, version.made_by, footer.inputs)
+        dataset.storage.put(version.path(shard), data)
 
 
 def test_another_request_takes_the_place_of_an_open_one(

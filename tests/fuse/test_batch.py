@@ -17,11 +17,11 @@ from batch_server import (
 )
 
 from fusion_pipeline.fuse.base import Captioned, Finish
-from fusion_pipeline.fuse.batch_books import Asked
-from fusion_pipeline.fuse.batch_client import BatchError
-from fusion_pipeline.fuse.batch_desk import Desk
-from fusion_pipeline.fuse.batch_plan import Plan
-from fusion_pipeline.fuse.batch_results import MAX_LINE, Results, lines_in
+from fusion_pipeline.fuse.batch.books import Asked
+from fusion_pipeline.fuse.batch.client import BatchError
+from fusion_pipeline.fuse.batch.desk import Desk
+from fusion_pipeline.fuse.batch.plan import Plan
+from fusion_pipeline.fuse.batch.results import MAX_LINE, Results, lines_in
 
 FAULTS = {
     "lost": 0.03,
@@ -63,9 +63,9 @@ def test_three_thousand_requests_whatever_becomes_of_their_results(
     """Split by both limits; a quarter of the results is lost, doubled, expired, malformed, late."""
     server.faults, server.is_late = FAULTS, True
     server.max_requests, server.max_bytes = 400, 150_000
-    job = Job.at(tmp_path, server, max_requests=400, max_file_mb=0.15).prepare(shards=30)
+    job = Job.at(tmp_path, server, max_requests=400, max_file_mb=0.15).prepare(shards=31)
     sent = job.submit()
-    asked = 30 * 98  # every 50th row has no prompt
+    asked = 31 * 98  # every 50th row has no prompt
     assert sum(entry.requests for entry in sent.entries) == asked
     assert server.problems == []
     sizes = [len(data) for data in server.uploaded]
@@ -74,7 +74,7 @@ def test_three_thousand_requests_whatever_becomes_of_their_results(
 
     run_dry(job, server)
     rows = job.captions()
-    assert len(rows) == 3000
+    assert len(rows) == 3100
     for (shard, row), got in rows.items():
         if row % 50 == 49:
             assert got["reason"] == "upstream:prompts/toy"
@@ -84,7 +84,7 @@ def test_three_thousand_requests_whatever_becomes_of_their_results(
     assert counts["stop"] > 0.9 * asked
     assert counts["blocked"] > 0
     assert counts["http_400"] > 0
-    assert sum(counts.values()) == 3000
+    assert sum(counts.values()) == 3100
     assert max(server.sent.values()) == 3
     assert len(server.sent) == asked
     assert counts["batch_expired"] + counts["batch_error"] < 0.02 * asked

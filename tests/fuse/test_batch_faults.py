@@ -12,14 +12,14 @@ from batch_job import Job, hours, outcomes_of
 from batch_server import BatchServer, serve_batches
 
 from fusion_pipeline.fuse.base import Captioned, Finish
-from fusion_pipeline.fuse.batch_books import MAX_EXCESS, Asked, Entry, State
-from fusion_pipeline.fuse.batch_client import BatchError
-from fusion_pipeline.fuse.batch_config import BatchConfig
-from fusion_pipeline.fuse.batch_desk import Desk, Sent
-from fusion_pipeline.fuse.batch_plan import Plan
-from fusion_pipeline.fuse.batch_remote import MANY, Remote
-from fusion_pipeline.fuse.batch_results import Results
-from fusion_pipeline.fuse.batch_show import sent_line
+from fusion_pipeline.fuse.batch.books import MAX_EXCESS, Asked, Entry, State
+from fusion_pipeline.fuse.batch.client import BatchError
+from fusion_pipeline.fuse.batch.config import BatchConfig
+from fusion_pipeline.fuse.batch.desk import Desk, Sent
+from fusion_pipeline.fuse.batch.plan import Plan
+from fusion_pipeline.fuse.batch.remote import MANY, Remote
+from fusion_pipeline.fuse.batch.results import Results
+from fusion_pipeline.fuse.batch.show import sent_line
 from fusion_pipeline.fuse.completions import Completion
 
 

@@ -9,10 +9,10 @@ import s3fs
 from batch_job import Job, hours, outcomes_of
 from batch_server import BatchServer, serve_batches
 
-from fusion_pipeline.fuse.batch_books import State
-from fusion_pipeline.fuse.batch_client import Provider
-from fusion_pipeline.fuse.batch_desk import Desk
-from fusion_pipeline.fuse.batch_plan import Plan
+from fusion_pipeline.fuse.batch.books import State
+from fusion_pipeline.fuse.batch.client import Provider
+from fusion_pipeline.fuse.batch.desk import Desk
+from fusion_pipeline.fuse.batch.plan import Plan
 from tests.faulty_s3 import s3_server
 from tests.killing import Killed, killed_at
 

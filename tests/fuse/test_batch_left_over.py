@@ -13,13 +13,13 @@ from pydantic import ValidationError
 
 from fusion_pipeline.dataset.lease import LeaseError, hold_lease
 from fusion_pipeline.fuse.base import Captioned, CaptionFailed, CaptionRequest, Finish
-from fusion_pipeline.fuse.batch_books import Books, Entry, State
-from fusion_pipeline.fuse.batch_client import BatchError
-from fusion_pipeline.fuse.batch_config import BatchConfig
-from fusion_pipeline.fuse.batch_desk import Desk, Sent
-from fusion_pipeline.fuse.batch_files import Limits, Packer
-from fusion_pipeline.fuse.batch_plan import Plan
-from fusion_pipeline.fuse.batch_show import notes, sent_line
+from fusion_pipeline.fuse.batch.books import Books, Entry, State
+from fusion_pipeline.fuse.batch.client import BatchError
+from fusion_pipeline.fuse.batch.config import BatchConfig
+from fusion_pipeline.fuse.batch.desk import Desk, Sent
+from fusion_pipeline.fuse.batch.files import Limits, Packer
+from fusion_pipeline.fuse.batch.plan import Plan
+from fusion_pipeline.fuse.batch.show import notes, sent_line
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from batch_job import Job, outcomes_of
 
-from fusion_pipeline.fuse.batch_desk import Desk
-from fusion_pipeline.fuse.batch_plan import Plan
+from fusion_pipeline.fuse.batch.desk import Desk
+from fusion_pipeline.fuse.batch.plan import Plan
 from tests.serving import SERVE, VLLM, make_tiny_model
 
 

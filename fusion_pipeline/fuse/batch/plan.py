@@ -7,9 +7,9 @@ from fusion_pipeline.engine.chain import Chain
 from fusion_pipeline.engine.shard import Redo, Step, pending_block
 from fusion_pipeline.engine.stage import ShardBlock, ShardImages
 from fusion_pipeline.fuse.base import Captioned, CaptionRequest
-from fusion_pipeline.fuse.batch_books import Books
-from fusion_pipeline.fuse.batch_config import BatchConfig
-from fusion_pipeline.fuse.batch_files import id_of
+from fusion_pipeline.fuse.batch.books import Books
+from fusion_pipeline.fuse.batch.config import BatchConfig
+from fusion_pipeline.fuse.batch.files import id_of
 from fusion_pipeline.fuse.stage import Caption
 
 

@@ -1,6 +1,6 @@
 """The provider's files and batches, over the official `openai` client.
 
-What comes back is validated (`batch_remote`). The provider's own words are never repeated, for they
+What comes back is validated (`remote`). The provider's own words are never repeated, for they
 may hold the key.
 """
 
@@ -12,9 +12,9 @@ import openai
 from pydantic import BaseModel, ValidationError
 
 from fusion_pipeline.errors import FusionError
-from fusion_pipeline.fuse.batch_books import Entry
-from fusion_pipeline.fuse.batch_config import BatchConfig
-from fusion_pipeline.fuse.batch_remote import (
+from fusion_pipeline.fuse.batch.books import Entry
+from fusion_pipeline.fuse.batch.config import BatchConfig
+from fusion_pipeline.fuse.batch.remote import (
     NAME,
     Dated,
     Page,

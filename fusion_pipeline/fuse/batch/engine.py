@@ -5,9 +5,9 @@ from typing import ClassVar
 
 from fusion_pipeline.errors import FusionError
 from fusion_pipeline.fuse.base import CaptionOutcome, CaptionRequest
-from fusion_pipeline.fuse.batch_books import Books
-from fusion_pipeline.fuse.batch_config import BatchConfig
-from fusion_pipeline.fuse.batch_files import id_of
+from fusion_pipeline.fuse.batch.books import Books
+from fusion_pipeline.fuse.batch.config import BatchConfig
+from fusion_pipeline.fuse.batch.files import id_of
 
 
 class NotAnsweredError(FusionError):

@@ -12,8 +12,8 @@ from itertools import islice
 
 from fusion_pipeline.dataset.images import DecodeError
 from fusion_pipeline.fuse.base import CaptionFailed, CaptionOutcome, CaptionRequest
-from fusion_pipeline.fuse.batch_books import Asked
-from fusion_pipeline.fuse.batch_config import BatchConfig
+from fusion_pipeline.fuse.batch.books import Asked
+from fusion_pipeline.fuse.batch.config import BatchConfig
 from fusion_pipeline.fuse.completions import request_body
 from fusion_pipeline.fuse.endpoint import TURN_TOKENS
 from fusion_pipeline.fuse.journal import request_id

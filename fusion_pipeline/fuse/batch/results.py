@@ -11,9 +11,9 @@ from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import to_json
 
 from fusion_pipeline.fuse.base import Captioned, CaptionFailed, CaptionOutcome, Finish
-from fusion_pipeline.fuse.batch_books import Asked
-from fusion_pipeline.fuse.batch_config import BatchConfig
-from fusion_pipeline.fuse.batch_files import most_dollars
+from fusion_pipeline.fuse.batch.books import Asked
+from fusion_pipeline.fuse.batch.config import BatchConfig
+from fusion_pipeline.fuse.batch.files import most_dollars
 from fusion_pipeline.fuse.completions import Completion
 from fusion_pipeline.fuse.endpoint import AGAIN, BLOCKED_CODES
 

@@ -17,13 +17,13 @@ from functools import partial
 from pathlib import Path
 
 from fusion_pipeline.fuse.base import CaptionFailed, CaptionOutcome
-from fusion_pipeline.fuse.batch_books import SENDINGS, Asked, Books, Entry, State
-from fusion_pipeline.fuse.batch_client import BatchError, Provider, UnknownOutcomeError
-from fusion_pipeline.fuse.batch_config import BatchConfig
-from fusion_pipeline.fuse.batch_files import Limits, Packer
-from fusion_pipeline.fuse.batch_plan import Plan
-from fusion_pipeline.fuse.batch_remote import ACCOUNT_CODES, Remote
-from fusion_pipeline.fuse.batch_results import Results, lines_in
+from fusion_pipeline.fuse.batch.books import SENDINGS, Asked, Books, Entry, State
+from fusion_pipeline.fuse.batch.client import BatchError, Provider, UnknownOutcomeError
+from fusion_pipeline.fuse.batch.config import BatchConfig
+from fusion_pipeline.fuse.batch.files import Limits, Packer
+from fusion_pipeline.fuse.batch.plan import Plan
+from fusion_pipeline.fuse.batch.remote import ACCOUNT_CODES, Remote
+from fusion_pipeline.fuse.batch.results import Results, lines_in
 
 SETTLE_S = 60.0
 """A batch that was asked for so long ago and is not in the provider's list does not exist."""

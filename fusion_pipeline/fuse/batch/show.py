@@ -9,11 +9,11 @@ from rich.panel import Panel
 from rich.table import Table
 
 from fusion_pipeline.fuse.base import CaptionFailed
-from fusion_pipeline.fuse.batch_books import Books, Entry, State
-from fusion_pipeline.fuse.batch_config import BatchConfig
-from fusion_pipeline.fuse.batch_desk import Sent
-from fusion_pipeline.fuse.batch_remote import ACCOUNT_CODES
-from fusion_pipeline.fuse.batch_results import CONFIG_CODES
+from fusion_pipeline.fuse.batch.books import Books, Entry, State
+from fusion_pipeline.fuse.batch.config import BatchConfig
+from fusion_pipeline.fuse.batch.desk import Sent
+from fusion_pipeline.fuse.batch.remote import ACCOUNT_CODES
+from fusion_pipeline.fuse.batch.results import CONFIG_CODES
 
 
 def state_of(entry: Entry) -> str:
