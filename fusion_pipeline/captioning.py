@@ -13,7 +13,7 @@ from fusion_pipeline.engine.chain import Chain, Replace
 from fusion_pipeline.engine.shard import Redo, Step, pending_block
 from fusion_pipeline.engine.stage import ShardBlock, ShardImages
 from fusion_pipeline.errors import FusionError
-from fusion_pipeline.fuse.batch_config import BatchConfig
+from fusion_pipeline.fuse.batch.config import BatchConfig
 from fusion_pipeline.fuse.endpoint import TURN_TOKENS, EndpointConfig
 from fusion_pipeline.fuse.journal import Spent, spent_on
 from fusion_pipeline.fuse.stage import Caption

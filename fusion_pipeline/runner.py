@@ -25,7 +25,7 @@ from fusion_pipeline.engine.shard import ALL_SHARDS, Redo, ShardResult
 from fusion_pipeline.engine.stage import Source
 from fusion_pipeline.engine.stop import Stopper
 from fusion_pipeline.errors import FusionError, printable
-from fusion_pipeline.fuse.batch_plan import answered_only
+from fusion_pipeline.fuse.batch.plan import answered_only
 from fusion_pipeline.fuse.closing import Meter
 from fusion_pipeline.fuse.stage import Caption
 from fusion_pipeline.pipeline import ChainPhase, GlobalPhase, Pipeline

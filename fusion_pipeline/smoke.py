@@ -27,7 +27,7 @@ from fusion_pipeline.engine.chain import Chain, ChainRunner
 from fusion_pipeline.engine.errors import StageError
 from fusion_pipeline.engine.shard import Step
 from fusion_pipeline.errors import FusionError, printable
-from fusion_pipeline.fuse.batch_config import BatchConfig
+from fusion_pipeline.fuse.batch.config import BatchConfig
 from fusion_pipeline.fuse.endpoint import EndpointConfig, EndpointError
 from fusion_pipeline.ingest.source import Ingest
 from fusion_pipeline.perceive.stage import Perceive
