@@ -7,7 +7,8 @@ journal/<table>/owner.json                  the client that may ask
 Before a request goes out its *intent* is there, with the most it can cost. An intent without an
 end is charged in full at the next start, and its sample may be asked for again: so a crash costs at
 most what was in flight. Answers that no table holds yet are given again from here, by the hash of
-image, prompt, model and parameters.
+image, prompt, model and parameters. Which these are is told by what stood in the shard's place when
+it was asked: see `_Standing`.
 
 An object store can't append: lines are put in segments, and whoever waits while one is being put
 shares the next. One client at a time works on a table, under the dataset's lease; an orphan finds
@@ -19,9 +20,10 @@ import asyncio
 import contextlib
 import json
 import uuid
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fusion_pipeline.dataset.fingerprints import canonical_json, short_hash
@@ -33,8 +35,8 @@ from fusion_pipeline.fuse.base import Captioned, Finish
 _SEGMENT_S = 0.1
 """Least time between two segments: each is to be read at the next start."""
 _READERS = 16
-_SHARDS_KEPT = 64
-"""Of so many shards the answers of this process are kept, in case a shard is done again."""
+_SHARDS_A_LOOK = 64
+"""When answers of so many more shards are in memory, those that tables hold by now go."""
 
 
 def request_id(key: str, texts: Sequence[str], settings: object, again: str = "") -> str:
@@ -73,6 +75,48 @@ class Attempt:
     shard: int
     dollars: float
     """The most it can cost."""
+    over: str = ""
+    """Digest of the shard's table that its answer is to replace; empty: there is none."""
+
+
+@dataclass(frozen=True)
+class _Standing:
+    """What is committed. It says which answers may still be needed.
+
+    An answer is, as long as its shard has the very table that it had when the request went out, or
+    still none: then nothing was committed since, and whoever was to commit it, the first run, a
+    `--retry-failed` or a `--refresh`, may have been killed. A commit with a new answer has another
+    digest. (Not if a refresh brought the very captions that were there: its answers are kept in
+    vain.) To a request to ask again the model may well answer just as before: its answers are
+    needed until the shard is marked as done, and then, or without the request, never.
+
+    Limit: a `--where` that rewrites a shard in which a `--retry-failed` was killed drops what that
+    one had been answered.
+    """
+
+    digests: Mapping[int, str] = field(default_factory=dict)
+    """Of the shards' tables."""
+    again: str = ""
+    """Id of the open request to ask again."""
+    done: AbstractSet[int] = frozenset()
+    """Shards for which that is over."""
+
+    @classmethod
+    def of(cls, dataset: Dataset, table: str) -> "_Standing":
+        digests = {shard: footer.digest for shard, footer in dataset.footers(table).items()}
+        request = Again.of(dataset, table)
+        if request is None:
+            return cls(digests)
+        return cls(digests, request.id, request.done(dataset.storage))
+
+    def over(self, shard: int) -> str:
+        return self.digests.get(shard, "")
+
+    def needs(self, request: str, shard: int, over: str) -> bool:
+        again = request.rpartition(".")[0]
+        if again:
+            return again == self.again and shard not in self.done
+        return over == self.over(shard)
 
 
 class Journal:
@@ -84,6 +128,9 @@ class Journal:
         self.spent = Spent()
         """Of what has ended; with every intent of earlier processes that has not, in full."""
         self._answers: dict[int, dict[str, Captioned]] = {}
+        self._standing = _Standing()
+        self._look_at = _SHARDS_A_LOOK
+        """Shards in `_answers` at which we look what is committed."""
         self._client = ""
         self._attempts = 0
         self._segments = 0
@@ -102,9 +149,8 @@ class Journal:
     # What was
 
     def start(self) -> None:
-        """Read what earlier processes left and fold it up: of a committed shard only the cost
-        stays, of another one its answers too; and those to an open request to ask again, of shards
-        for which it is not done. In memory are the latter."""
+        """Read what earlier processes left and fold it up: the cost stays, and of the answers those
+        that may still be needed (`_Standing`). Only they are in memory."""
         storage = self.dataset.storage
         self._client = uuid.uuid4().hex[:12]
         storage.put(f"{self.folder}/owner.json", json.dumps({"client": self._client}).encode())
@@ -113,17 +159,20 @@ class Journal:
         before, folded = _read_settled(self.dataset, self.folder)
         paths = [p for p in storage.files(self.folder) if p.endswith(".jsonl")]
         segments = [path for path in paths if path not in folded]
-        history = _History(self._complete_shards(), *_asked_again(self.dataset, self.table))
+        self._standing = _Standing.of(self.dataset, self.table)
+        history = _History(self._standing)
         with ThreadPoolExecutor(1 if storage.is_local else _READERS) as pool:
             for _ in pool.map(storage.delete, filter(folded.__contains__, paths)):
                 pass  # a process died before it had removed them
-            for data in pool.map(storage.read, segments):
-                for line in _lines(data):
-                    history.add(line)
+            for first in range(0, len(segments), _READERS):  # a pool reads ahead all that it gets
+                for data in pool.map(storage.read, segments[first : first + _READERS]):
+                    for line in _lines(data):
+                        history.add(line)
         self.spent, self._answers = before + history.spent(), history.answers
+        self._look_at = len(self._answers) + _SHARDS_A_LOOK
         if segments:
             kept = [
-                _line("end", Attempt("", request, shard, 0.0), 0.0, answer)
+                _line("end", self._attempt("", request, shard, 0.0), 0.0, answer)
                 for shard, answers in self._answers.items()
                 for request, answer in answers.items()
             ]
@@ -142,15 +191,6 @@ class Journal:
                 for _ in pool.map(storage.delete, segments):
                     pass
 
-    def _complete_shards(self) -> set[int]:
-        """Those whose answers are all in the table: not even `--retry-failed` asks for more."""
-        footers = self.dataset.footers(self.table)
-        return {
-            shard
-            for shard, footer in footers.items()
-            if not any(name.startswith("failed") for name in footer.counts)
-        }
-
     def answer(self, request: str, shard: int) -> Captioned | None:
         """What the engine answered to this very request, if it did and no table holds it yet."""
         return self._answers.get(shard, {}).get(request)
@@ -160,7 +200,8 @@ class Journal:
     async def intend(self, request: str, shard: int, dollars: float) -> Attempt:
         """Returns when the intent is on the file system. Raises StorageError."""
         self._attempts += 1
-        attempt = Attempt(f"{self._client}-{self._attempts}", request, shard, dollars)
+        number = f"{self._client}-{self._attempts}"
+        attempt = self._attempt(number, request, shard, dollars)
         await self._write(_line("intent", attempt, dollars))
         return attempt
 
@@ -168,14 +209,16 @@ class Journal:
         """What came of it. Returns when that is on the file system. Raises StorageError."""
         self.spent += _spent(dollars, answer)
         if answer is not None:
+            # In memory, too: the shard may be done again before it is committed.
             self._answers.setdefault(attempt.shard, {})[attempt.request] = answer
-            while len(self._answers) > _SHARDS_KEPT:
-                del self._answers[next(iter(self._answers))]
         await self._write(_line("end", attempt, dollars, answer))
 
     def give_up(self, attempt: Attempt) -> None:
         """Nobody waits for its end any more: it counts in full."""
         self.spent += Spent(attempt.dollars, 1)
+
+    def _attempt(self, number: str, request: str, shard: int, dollars: float) -> Attempt:
+        return Attempt(number, request, shard, dollars, self._standing.over(shard))
 
     async def _write(self, line: str) -> None:
         self._waiting.append(line)
@@ -192,8 +235,22 @@ class Journal:
             self._next = None  # who comes from here on waits for the next one
             try:
                 await asyncio.to_thread(self._put, lines)
+                if len(self._answers) >= self._look_at:
+                    await self._forget()
             finally:
                 self._put_at = loop.time()
+
+    async def _forget(self) -> None:
+        """Answers that are not needed any more."""
+        before = self._standing
+        self._standing = now = await asyncio.to_thread(_Standing.of, self.dataset, self.table)
+        for shard, answers in list(self._answers.items()):
+            over = before.over(shard)
+            for request in [name for name in answers if not now.needs(name, shard, over)]:
+                del answers[request]
+            if not answers:
+                del self._answers[shard]
+        self._look_at = len(self._answers) + _SHARDS_A_LOOK
 
     def _put(self, lines: Sequence[str]) -> None:
         storage = self.dataset.storage
@@ -216,13 +273,10 @@ class Journal:
 class _History:
     """Adds up the lines of all segments, in whatever order these are read."""
 
-    def __init__(
-        self, committed: set[int], again: str = "", done: Container[int] = frozenset()
-    ) -> None:
-        """`again`: id of a request to ask once more; `done`: shards for which that is over."""
+    def __init__(self, standing: _Standing | None) -> None:
+        """Without a `standing` no answers are kept."""
         self.answers: dict[int, dict[str, Captioned]] = {}
-        self._committed = committed
-        self._again, self._done_again = again, done
+        self._standing = standing
         self._ended = Spent()
         self._open: dict[str, float] = {}
         """Intents by their number; those that have ended are kept out by `_done`."""
@@ -240,29 +294,22 @@ class _History:
             self._done.add(number)  # its intent is in a segment still to be read
         answer = _answer(line["answer"])
         self._ended += _spent(line["dollars"], answer if number else None)
-        if answer is not None and self._is_wanted(line["request"], line["shard"]):
-            self.answers.setdefault(line["shard"], {})[line["request"]] = answer
-
-    def _is_wanted(self, request: str, shard: int) -> bool:
-        if self._again and request.startswith(f"{self._again}."):
-            return shard not in self._done_again
-        return shard not in self._committed
+        if answer is None or self._standing is None:
+            return
+        request, shard = line["request"], line["shard"]
+        # Journals of before it was noted have none: as if the shard had had no table.
+        if self._standing.needs(request, shard, line.get("over", "")):
+            self.answers.setdefault(shard, {})[request] = answer
 
     def spent(self) -> Spent:
         return self._ended + Spent(sum(self._open.values()), len(self._open))
-
-
-def _asked_again(dataset: Dataset, table: str) -> tuple[str, set[int]]:
-    """The open request to ask again, by its id, and the shards for which it is done."""
-    request = Again.of(dataset, table)
-    return (request.id, request.done(dataset.storage)) if request else ("", set())
 
 
 def spent_on(dataset: Dataset, table: str) -> Spent:
     """What the captions of a table have cost by now, without a claim to its journal."""
     folder = f"journal/{table}"
     spent, folded = _read_settled(dataset, folder)
-    history = _History(set())
+    history = _History(None)
     for path in dataset.storage.files(folder):
         if path.endswith(".jsonl") and path not in folded:
             with contextlib.suppress(FileNotFoundError):  # its client folds it up just now
@@ -286,7 +333,7 @@ def _line(kind: str, attempt: Attempt, dollars: float, answer: Captioned | None 
         "dollars": dollars,
     }
     if kind == "end":
-        line["answer"] = None if answer is None else asdict(answer)
+        line |= {"answer": None if answer is None else asdict(answer), "over": attempt.over}
     return json.dumps(line, ensure_ascii=False) + "\n"
 
 

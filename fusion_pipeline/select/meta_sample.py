@@ -43,6 +43,18 @@ class RepackedSinceError(FusionError):
         )
 
 
+class NoPromptsYetError(FusionError):
+    """Shards that may be drawn from have no prompts yet."""
+
+    def __init__(self, dataset: Dataset, missing: int, planned: int) -> None:
+        super().__init__(
+            f"{dataset.storage.url}: {missing:,} of {planned:,} shards have no prompts yet; a draw "
+            "from the others would be no sample of all. Nothing was drawn. Run `fusion meta "
+            "sample` first (it makes all prompts), then --limit; for a trial in a folder of its "
+            "own caption.sample=null."
+        )
+
+
 def key_hashes(keys: Sequence[str], seed: int) -> Hashes:
     """uint64[n, 2]: the first 16 bytes of the sha256 of seed and key, in their order."""
     digests = (hashlib.sha256(f"{seed}\0{key}".encode()).digest()[:16] for key in keys)
@@ -140,10 +152,13 @@ class MetaSample:
         self, dataset: Dataset, artifact: Artifact, inputs: Mapping[str, str], token: str
     ) -> None:
         """Draw and commit a table a shard, show it to readers, then write the artifact that marks
-        the end. Raises RepackedSinceError."""
+        the end. Raises RepackedSinceError, NoPromptsYetError."""
+        members = _members(self.repack, dataset)
         read = {name: dataset.footers(name) for name in self.reads}
         shards = list(read[self.prompts])
-        parts = list(self._strata(dataset, shards))
+        if len(shards) < len(members):
+            raise NoPromptsYetError(dataset, len(members) - len(shards), len(members))
+        parts = list(self._strata(dataset, shards, _clusters_of(self.repack.pool, members)))
         hashes, cluster, text = (np.concatenate(column) for column in zip(*parts, strict=True))
         stratum = np.zeros(len(cluster), np.int64)
         if self.by == "strata":
@@ -162,11 +177,13 @@ class MetaSample:
         write_artifact(dataset, artifact, inputs, pa.table(totals), token)
 
     def _strata(
-        self, dataset: Dataset, shards: Sequence[int]
+        self,
+        dataset: Dataset,
+        shards: Sequence[int],
+        clusters_of: Callable[[int], npt.NDArray[np.int32]],
     ) -> Iterator[tuple[Hashes, npt.NDArray[np.int32], npt.NDArray[np.int8]]]:
         """Of each shard's rows that may be drawn: hash, cluster, and 1 with text, 0 without, -1
         when nobody looked for any."""
-        clusters_of = _clusters_of(self.repack, dataset)
         for shard in shards:
             prompts, _ = dataset.read_table(self.prompts, shard)
             live = pc.equal(prompts["status"], "ok").to_numpy(zero_copy_only=False)
@@ -204,14 +221,17 @@ class MetaSample:
         return build_table(prompts["key"].to_pylist(), outcomes, self.columns)
 
 
-def _clusters_of(repack: Repack, dataset: Dataset) -> Callable[[int], npt.NDArray[np.int32]]:
+def _members(repack: Repack, dataset: Dataset) -> pa.ChunkedArray:
+    """Of each planned shard the places in the pool. Raises RepackedSinceError."""
+    try:
+        return read_plan(dataset, PLAN, repack.plan_digest())["members"]
+    except FileNotFoundError:
+        raise RepackedSinceError(repack.pool) from None
+
+
+def _clusters_of(pool: Dataset, members: pa.ChunkedArray) -> Callable[[int], npt.NDArray[np.int32]]:
     """Gives the clusters of a packed shard's rows, int32[n], from the pool: by the plan, which
     knows their places. These are in the pool's order, so two of its shards are enough to keep."""
-    pool = repack.pool
-    try:
-        members = read_plan(dataset, PLAN, repack.plan_digest())["members"]
-    except FileNotFoundError:
-        raise RepackedSinceError(pool) from None
 
     @lru_cache(maxsize=2)
     def in_pool(shard: int) -> npt.NDArray[np.int32]:

@@ -59,14 +59,77 @@ def test_of_a_committed_shard_the_cost_is_left(tmp_path: Path) -> None:
     assert names == {"owner.json", "settled.json"}
 
 
-def test_answers_to_rows_that_failed_before_are_kept(tmp_path: Path) -> None:
-    """`--retry-failed` had asked for them again, and died before it committed."""
-    dataset = Dataset.create(tmp_path)
+def commit(root: Path, shard: int, statuses: list[str]) -> None:
+    dataset, rows = Dataset.create(root), len(statuses)
     version = dataset.next_version(TABLE, Fingerprint({"made": "by a test"}))
-    failed = pa.table({"key": ["k"], "status": ["failed"], "reason": ["http_500"]})
-    put_table(dataset, version, failed, 1)
-    asyncio.run(three_attempts(started(tmp_path)))
-    assert started(tmp_path).answer("a", 1) == ANSWER
+    reasons = pa.array([None if s == "ok" else "http_500" for s in statuses], pa.string())
+    columns = {"key": [f"{row}" for row in range(rows)], "status": statuses, "reason": reasons}
+    put_table(dataset, version, pa.table(columns), shard)
+
+
+async def answered(journal: Journal, shard: int, *requests: str) -> None:
+    attempts = await asyncio.gather(*(journal.intend(name, shard, 0.5) for name in requests))
+    await asyncio.gather(*(journal.end(attempt, 0.1, ANSWER) for attempt in attempts))
+
+
+def kept(journal: Journal, shards: int, *requests: str) -> int:
+    return sum(
+        journal.answer(name, shard) is not None for shard in range(shards) for name in requests
+    )
+
+
+def test_only_answers_that_came_after_the_commit_are_kept(tmp_path: Path) -> None:
+    """Those to a retry, or to a refresh of a whole table, that died before it committed. Of what
+    the tables hold nothing is, though rows failed in each of them."""
+    shards, rows = 10, [f"r{row}" for row in range(500)]
+
+    async def first_run(journal: Journal) -> None:
+        await asyncio.gather(*(answered(journal, shard, *rows[1:]) for shard in range(shards)))
+
+    asyncio.run(first_run(started(tmp_path)))
+    assert kept(started(tmp_path), shards, *rows) == shards * 499
+    for shard in range(shards):
+        commit(tmp_path, shard, ["failed"] + ["ok"] * 499)
+    commit(tmp_path, shards, ["ok"])
+    journal = started(tmp_path)
+    assert kept(journal, shards, *rows) == 0
+    assert not list(tmp_path.glob(f"journal/{TABLE}/*.jsonl"))
+
+    asyncio.run(answered(journal, 3, rows[0]))  # a retry
+    asyncio.run(answered(journal, shards, "refreshed"))
+    for _ in range(2):  # what is folded up says the same
+        again = started(tmp_path)
+        assert again.answer(rows[0], 3) == again.answer("refreshed", shards) == ANSWER
+        assert kept(again, shards, *rows) == 1
+    commit(tmp_path, 3, ["ok"] * 500)
+    assert started(tmp_path).answer(rows[0], 3) is None
+    assert started(tmp_path).answer("refreshed", shards) == ANSWER
+
+
+def test_while_others_are_done_the_answers_of_a_killed_run_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fusion_pipeline.fuse.journal._SEGMENT_S", 0.0)
+    half = 100
+    other, more = "abc.asked", range(half, half + 200)
+
+    async def killed_run(journal: Journal) -> None:
+        await asyncio.gather(*(answered(journal, shard, "half", other) for shard in range(half)))
+
+    async def goes_on(journal: Journal) -> None:
+        for shard in more:
+            await answered(journal, shard, "whole")
+            commit(tmp_path, shard, ["ok"])
+
+    request = {"table": TABLE, "folder": "v", "where": "1", "limit": None, "id": "abc"}
+    place = tmp_path / "runs" / "again" / TABLE
+    place.mkdir(parents=True)
+    (place / "request.json").write_text(json.dumps(request))
+    asyncio.run(killed_run(started(tmp_path)))
+    journal = started(tmp_path)
+    asyncio.run(goes_on(journal))
+    assert kept(journal, half, "half") == kept(journal, half, other) == half
+    assert 0 < kept(journal, more.stop, "whole") <= 64
 
 
 def test_an_orphan_asks_no_more(tmp_path: Path) -> None:

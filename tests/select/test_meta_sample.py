@@ -15,12 +15,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 from experts.tagging.efficientnet_lite2 import EfficientNetLite2Tagger
 from fusion_pipeline.cli import main
-from fusion_pipeline.dataset.tables import FingerprintMismatchError, StaleTableError
+from fusion_pipeline.dataset.tables import FingerprintMismatchError
 from fusion_pipeline.dataset.verify import verify
 from fusion_pipeline.pipeline import Pipeline
 from fusion_pipeline.report.flow import count_funnel
 from fusion_pipeline.select.meta_sample import (
     META_SAMPLE,
+    NoPromptsYetError,
     RepackedSinceError,
     allocate,
     draw,
@@ -264,16 +265,27 @@ def tables_in(pipeline: Pipeline) -> dict[str, bytes]:
     return {name: data for name, data in seen_in(pipeline).items() if "/tables/" in name}
 
 
-def test_shards_that_came_since_are_drawn_from_too(tmp_path: Path) -> None:
+def test_a_part_of_the_shards_is_captioned_by_the_draw_from_all(tmp_path: Path) -> None:
+    """A draw from that part alone would take other rows and more, and pay for them."""
     pipeline = job(make_photos(tmp_path / "photos"), "select.duplicates.rule=off",
-                   "select.shard_size=4", "caption.sample={size: 9}")  # fmt: skip
+                   "select.shard_size=4", "caption.sample={size: 6}")  # fmt: skip
+    dataset = pipeline.selected
     run(pipeline, until="repack")
+    for _ in range(2):
+        with pytest.raises(NoPromptsYetError, match=r"2 of 3 .* `fusion meta sample` first"):
+            run(pipeline, limit=4, until=CAPTIONS)
+        assert dataset.shards_of(pipeline.export.prompts) == {0}
+        assert not {META_SAMPLE, CAPTIONS} & set(dataset.table_names())
+    run(pipeline, until=META_SAMPLE)
+    assert read_drawn(dataset).drawn == 6
+    sample, _ = dataset.read_table(META_SAMPLE, 0)
     run(pipeline, limit=4, until=CAPTIONS)
-    assert read_drawn(pipeline.selected).eligible == 4
-    with pytest.raises(StaleTableError, match=f"{CAPTIONS} was made from .*--refresh"):
-        run(pipeline)
-    run(pipeline, refresh=True)
-    assert read_drawn(pipeline.selected).drawn == 9
+    captions, _ = dataset.read_table(CAPTIONS, 0)
+    assert captions["status"] == sample["status"]
+    assert dataset.shards_of(CAPTIONS) == {0}
+    before = seen_in(pipeline)
+    run(pipeline)
+    assert before.items() <= seen_in(pipeline).items()
 
 
 def test_a_draw_that_is_killed_at_any_write_is_done_again(
