@@ -11,7 +11,17 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from fusion_pipeline.cli_job import run_job
+from fusion_pipeline.cli_job import (
+    AsJson,
+    ConfigFile,
+    Limit,
+    NoRay,
+    Overrides,
+    Overwrite,
+    Refresh,
+    RetryFailed,
+    run_job,
+)
 from fusion_pipeline.cli_meta import meta
 from fusion_pipeline.errors import FusionError, printable
 
@@ -32,13 +42,6 @@ app.add_typer(meta, name="meta")
 console = Console(stderr=True)
 """Progress and messages; standard output is for results."""
 
-ConfigFile = Annotated[Path, typer.Argument(help="YAML file; ready ones are in configs/.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="For example filter.min_short_edge=448"),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
-
 
 @app.command(epilog="Example: fusion run configs/quickstart.yaml select.clusters=12 --limit 100")
 def run(
@@ -48,21 +51,11 @@ def run(
     until: Annotated[
         str | None, typer.Option(metavar="STEP", help="Run up to this step, itself included.")
     ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Take whole shards until there are N samples.")
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace what was made with other settings.")
-    ] = False,
-    refresh: Annotated[
-        bool, typer.Option("--refresh", help="Make again what was made from inputs since changed.")
-    ] = False,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Do failed rows again; the others stay.")
-    ] = False,
-    in_process: Annotated[
-        bool, typer.Option("--no-ray", help="One shard after the other, in this process.")
-    ] = False,
+    limit: Limit = None,
+    overwrite: Overwrite = False,
+    refresh: Refresh = False,
+    retry_failed: RetryFailed = False,
+    in_process: NoRay = False,
 ) -> None:
     """Run what is missing. The same command again resumes."""
     from fusion_pipeline.runner import Options
@@ -97,21 +90,11 @@ def caption(
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Say what it would cost; ask nothing.")
     ] = False,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Take whole shards until there are N samples.")
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace what was made with other settings.")
-    ] = False,
-    refresh: Annotated[
-        bool, typer.Option("--refresh", help="Make again what was made from inputs since changed.")
-    ] = False,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Do failed rows again; the others stay.")
-    ] = False,
-    in_process: Annotated[
-        bool, typer.Option("--no-ray", help="One shard after the other, in this process.")
-    ] = False,
+    limit: Limit = None,
+    overwrite: Overwrite = False,
+    refresh: Refresh = False,
+    retry_failed: RetryFailed = False,
+    in_process: NoRay = False,
 ) -> None:
     """Run what is missing up to the captions, or ask again for some of them. The same command again
     resumes."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from fusion_pipeline.cli_job import ConfigFile, NoRay, Overrides, Overwrite, Refresh, run_job
 from fusion_pipeline.errors import FusionError, printable
 
 if TYPE_CHECKING:  # imported inside the commands: `fusion --help` is to answer at once
@@ -17,11 +18,6 @@ if TYPE_CHECKING:  # imported inside the commands: `fusion --help` is to answer 
     from fusion_pipeline.pipeline import Pipeline
 
 console = Console(stderr=True)
-_ConfigFile = Annotated[Path, typer.Argument(help="YAML file; ready ones are in configs/.")]
-_Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="For example caption.engine=strong"),
-]
 
 meta = typer.Typer(
     help="The meta set: captions of a part of the images by a strong model.", no_args_is_help=True
@@ -29,23 +25,16 @@ meta = typer.Typer(
 
 
 @meta.command(
-    epilog="Example: fusion meta sample configs/quickstart.yaml caption.sample={size: 50}"
+    epilog="Example: fusion meta sample configs/quickstart.yaml 'caption.sample={size: 50}'"
 )
 def sample(
-    config: _ConfigFile,
-    overrides: _Overrides = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace what was made with other settings.")
-    ] = False,
-    refresh: Annotated[
-        bool, typer.Option("--refresh", help="Make again what was made from inputs since changed.")
-    ] = False,
-    in_process: Annotated[
-        bool, typer.Option("--no-ray", help="One shard after the other, in this process.")
-    ] = False,
+    config: ConfigFile,
+    overrides: Overrides = None,
+    overwrite: Overwrite = False,
+    refresh: Refresh = False,
+    in_process: NoRay = False,
 ) -> None:
     """Draw the images to caption: run what is missing up to `meta_sample`; what was drawn."""
-    from fusion_pipeline.cli_job import run_job
     from fusion_pipeline.config import ConfigError, load_config
     from fusion_pipeline.pipeline import build_pipeline
     from fusion_pipeline.runner import Options
@@ -71,8 +60,8 @@ def sample(
 
 @meta.command(epilog="Example: fusion meta submit configs/quickstart.yaml --files-only")
 def submit(
-    config: _ConfigFile,
-    overrides: _Overrides = None,
+    config: ConfigFile,
+    overrides: Overrides = None,
     files_only: Annotated[
         bool,
         typer.Option(
@@ -112,8 +101,8 @@ def submit(
 
 @meta.command(epilog="Example: fusion meta status configs/quickstart.yaml --json")
 def status(
-    config: _ConfigFile,
-    overrides: _Overrides = None,
+    config: ConfigFile,
+    overrides: Overrides = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON for a program to read.")
     ] = False,
@@ -136,8 +125,8 @@ def status(
 
 @meta.command(epilog="Example: fusion meta collect configs/quickstart.yaml --results out.jsonl")
 def collect(
-    config: _ConfigFile,
-    overrides: _Overrides = None,
+    config: ConfigFile,
+    overrides: Overrides = None,
     results: Annotated[
         list[Path] | None,
         typer.Option(
@@ -149,7 +138,6 @@ def collect(
     ] = None,
 ) -> None:
     """Take in what the batches have answered; commit the shards whose captions are all there."""
-    from fusion_pipeline.cli_job import run_job
     from fusion_pipeline.fuse.batch import show
     from fusion_pipeline.runner import Options
 
@@ -170,7 +158,7 @@ def collect(
 
 
 @meta.command(epilog="Example: fusion meta cancel configs/quickstart.yaml")
-def cancel(config: _ConfigFile, overrides: _Overrides = None) -> None:
+def cancel(config: ConfigFile, overrides: Overrides = None) -> None:
     """Cancel the batches that are at work. `collect` takes in what they had answered by then."""
     with _batches(config, overrides) as (_, _, desk):
         with console.status("batches …"):
