@@ -11,13 +11,14 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from benchmarks.plain_stage import PlainStage
 from benchmarks.result import finish
 from fusion_pipeline.dataset.fingerprints import fingerprint
 from fusion_pipeline.dataset.layout import Dataset, TableVersion
@@ -27,30 +28,17 @@ from fusion_pipeline.dataset.tables import encode_table
 from fusion_pipeline.engine.chain import Chain, run_in_process
 from fusion_pipeline.engine.ray_pool import RayOptions, run_on_ray, start_ray, stop_ray
 from fusion_pipeline.engine.shard import Step
-from fusion_pipeline.engine.stage import CPU_WORKER, Resources, ShardBlock, Worker
+from fusion_pipeline.engine.stage import ShardBlock
 
 TARGET_MS = 20.0
 SAMPLES_MADE_BY = fingerprint("one row", 1, {}, {})
 
 
 @dataclass(frozen=True)
-class Empty:
+class Empty(PlainStage):
     """Does nothing; its table has a status and no columns."""
 
     name: str
-    resources: Resources = CPU_WORKER
-    version = 1
-    reads: tuple[str, ...] = ()
-    columns: Sequence[pa.Field] = ()
-
-    def settings(self) -> Mapping[str, Any]:
-        return {}
-
-    def revision(self) -> None:
-        return None
-
-    def open(self) -> Worker:
-        return self.work
 
     def work(self, block: ShardBlock) -> pa.Table:
         rows = len(block)

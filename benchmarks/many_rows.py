@@ -19,16 +19,15 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image
 from rich.console import Console
 
+from benchmarks.plain_stage import PlainStage
 from benchmarks.result import finish
 from fusion_pipeline.dataset.fingerprints import fingerprint
 from fusion_pipeline.dataset.layout import Dataset
@@ -39,7 +38,7 @@ from fusion_pipeline.engine.chain import Chain
 from fusion_pipeline.engine.ray_pool import RayOptions, run_on_ray, start_ray, stop_ray
 from fusion_pipeline.engine.run import Fuse, RunLog, drive
 from fusion_pipeline.engine.shard import Step
-from fusion_pipeline.engine.stage import CPU_WORKER, Resources, ShardBlock, Worker
+from fusion_pipeline.engine.stage import ShardBlock
 from fusion_pipeline.ingest.filters import Resolution
 from fusion_pipeline.ingest.source import Ingest
 
@@ -49,23 +48,12 @@ GROWTH_MB, RESTART_S, RESTART_S3_S, LINEAR = 300, 5, 15, 1.3
 
 
 @dataclass(frozen=True)
-class Trivial:
+class Trivial(PlainStage):
     """Random numbers by the hash of the image: the shape of an embedding, no model."""
 
-    resources: Resources = CPU_WORKER
     name = "embeddings"
-    version = 1
-    reads: tuple[str, ...] = ("resolution",)
-    columns: Sequence[pa.Field] = (pa.field("embedding", pa.binary(2 * DIMENSIONS)),)
-
-    def settings(self) -> Mapping[str, Any]:
-        return {}
-
-    def revision(self) -> None:
-        return None
-
-    def open(self) -> Worker:
-        return self.work
+    reads = ("resolution",)
+    columns = (pa.field("embedding", pa.binary(2 * DIMENSIONS)),)
 
     def work(self, block: ShardBlock) -> pa.Table:
         seeds = [int.from_bytes(hashlib.sha256(image).digest()[:8]) for image in block.images]

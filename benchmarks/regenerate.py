@@ -13,17 +13,17 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pyarrow as pa
 from rich.console import Console
 
 from benchmarks.many_rows import make_source
+from benchmarks.plain_stage import PlainStage
 from benchmarks.result import finish
 from fusion_pipeline.dataset.fingerprints import fingerprint
 from fusion_pipeline.dataset.layout import Dataset
@@ -33,7 +33,7 @@ from fusion_pipeline.engine.chain import Chain
 from fusion_pipeline.engine.ray_pool import RayOptions, run_on_ray, start_ray, stop_ray
 from fusion_pipeline.engine.run import Fuse, RunLog, drive
 from fusion_pipeline.engine.shard import Step
-from fusion_pipeline.engine.stage import CPU_WORKER, Resources, ShardBlock, Worker
+from fusion_pipeline.engine.stage import Resources, ShardBlock
 from fusion_pipeline.fuse.endpoint import Endpoint, EndpointConfig
 from fusion_pipeline.fuse.engines import Engine
 from fusion_pipeline.fuse.journal import Journal
@@ -46,23 +46,11 @@ GROWTH_MB = 100
 
 
 @dataclass(frozen=True)
-class Prompts:
+class Prompts(PlainStage):
     """Names the sample, so that the server can count."""
 
-    resources: Resources = CPU_WORKER
     name = "prompts/null"
-    version = 1
-    reads: tuple[str, ...] = ()
-    columns: Sequence[pa.Field] = (pa.field("prompt", pa.string()),)
-
-    def settings(self) -> Mapping[str, Any]:
-        return {}
-
-    def revision(self) -> None:
-        return None
-
-    def open(self) -> Worker:
-        return self.work
+    columns = (pa.field("prompt", pa.string()),)
 
     def work(self, block: ShardBlock) -> pa.Table:
         texts = [alt_texts[0] for alt_texts in block.column(SAMPLES, "alt_texts")]

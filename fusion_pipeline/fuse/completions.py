@@ -3,7 +3,7 @@ and for batch files."""
 
 import base64
 import json
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -12,6 +12,7 @@ from pydantic import (
     ValidationError,
     ValidatorFunctionWrapHandler,
     field_validator,
+    model_validator,
 )
 
 from fusion_pipeline.fuse.base import (
@@ -22,6 +23,7 @@ from fusion_pipeline.fuse.base import (
     Finish,
 )
 from fusion_pipeline.fuse.images import image_to_send
+from fusion_pipeline.fuse.ledger import Prices
 
 _FINISHES = {"stop": Finish.STOP, "length": Finish.LENGTH}
 _HERE = "@@image@@"
@@ -64,6 +66,31 @@ class CompletionConfig(BaseModel):
         if not self.extra_body:
             del fields["extra_body"]  # as it was before there was this field
         return fields
+
+
+class PaidConfig(CompletionConfig):
+    """Whose key pays for it, what it costs, and how much it may."""
+
+    key_env: str | None = Field(default="OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """Environment variable that holds the key, or that with `_FILE` added to its name names a file
+    which does; null for a server that asks for none."""
+    prices: Prices | None = None
+    """Dollars per million tokens: `{input: 2.5, output: 10}`."""
+    budget_dollars: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """The most that the captions of this engine may cost, over all runs on this folder."""
+    image_tokens: int = Field(default=3000, ge=0)
+    """The most prompt tokens that an image counts; set aside with each request, so too much is safe
+    and too little is not."""
+
+    @model_validator(mode="after")
+    def _payable(self) -> Self:
+        if self.budget_dollars is not None and self.prices is None:
+            raise ValueError("budget_dollars: prices are needed to keep it")
+        return self
+
+    def fingerprint_fields(self) -> dict[str, Any]:
+        """The fields that change captions."""
+        return self.completion_fields()
 
 
 def request_body(request: CaptionRequest, config: CompletionConfig) -> bytes:

@@ -42,7 +42,7 @@ from fusion_pipeline.fuse.base import (
     CaptionRequest,
     Finish,
 )
-from fusion_pipeline.fuse.completions import Completion, CompletionConfig, Usage, request_body
+from fusion_pipeline.fuse.completions import Completion, PaidConfig, Usage, request_body
 from fusion_pipeline.fuse.journal import Attempt, Journal, request_id
 from fusion_pipeline.fuse.ledger import Ledger, Prices
 from fusion_pipeline.fuse.traffic import Backend, Backends, Rate, Slots
@@ -88,15 +88,12 @@ def _base_urls(value: object) -> object:
     return tuple(map(base_url, urls))
 
 
-class EndpointConfig(CompletionConfig):
+class EndpointConfig(PaidConfig):
     """Where captions come from, and how they are asked for."""
 
     url: Annotated[tuple[str, ...], BeforeValidator(_base_urls)]
     """Base URL, such as `https://api.openai.com/v1` or `http://localhost:8000/v1`; or several that
     serve the same model: the least busy one is asked, and one that is gone is left alone."""
-    key_env: str | None = Field(default="OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
-    """Environment variable that holds the key, or that with `_FILE` added to its name names a file
-    which does; null for a local server that asks for none."""
     concurrency: int = Field(default=256, ge=1)
     """Most requests in flight; 1000 is the most connections that the client opens to an address.
     Few at first, and more as long as the endpoint does not refuse too many."""
@@ -109,25 +106,12 @@ class EndpointConfig(CompletionConfig):
     max_retries: int = Field(default=5, ge=0, le=100)
     """Attempts after the first on 408, 409, 429, 5xx, timeouts, lost connections and answers that
     are none."""
-    prices: Prices | None = None
-    """Dollars per million tokens: `{input: 2.5, output: 10}`."""
-    budget_dollars: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """The most that the captions of this engine may cost, over all runs on this folder."""
-    image_tokens: int = Field(default=3000, ge=0)
-    """The most prompt tokens that an image counts; set aside with each request, so too much is safe
-    and too little is not."""
 
     @model_validator(mode="after")
-    def _payable(self) -> Self:
-        if self.budget_dollars is not None and self.prices is None:
-            raise ValueError("budget_dollars: prices are needed to keep it")
+    def _connectable(self) -> Self:
         if self.concurrency > _CONNECTIONS * len(self.url):
             raise ValueError(f"concurrency: at most {_CONNECTIONS:,} for each `url`")
         return self
-
-    def fingerprint_fields(self) -> dict[str, Any]:
-        """The fields that change captions."""
-        return self.completion_fields()
 
 
 class _Again(Exception):

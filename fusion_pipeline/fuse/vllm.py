@@ -69,7 +69,7 @@ class VllmConfig(CompletionConfig):
     serve: dict[str, Any] = Field(default_factory=dict)
     """By their names in Python, such as `max_num_seqs: 128`; they win over the family's."""
     command: str = "vllm"
-    """Another environment's, such as `/opt/vllm/bin/vllm`."""
+    """Another environment's, such as `vllm-env/bin/vllm`."""
     concurrency: int = Field(default=256, ge=1, le=1000)
     """Most requests in flight, times the replicas that are healthy; vLLM queues what is above
     `max_num_seqs`."""
@@ -198,7 +198,7 @@ class Vllm:
                 settings=config.fingerprint_fields(),
                 key=self._servers.key or "none",
             )
-        except BaseException:
+        except BaseException:  # whatever it is: the servers must not outlive it
             self._servers.stop()
             raise
         self._watch: asyncio.Task[None] | None = None

@@ -70,7 +70,7 @@ class Violation:
 
 
 # --- patterns ------------------------------------------------------------------------------------
-# All but markup run over `_plain` text: lower case, straight apostrophes, no white space but " ".
+# All but markup run over `plain_text`: lower case, straight apostrophes, no white space but " ".
 # Look-behinds stand after the letters they are about: in front they would be tried everywhere.
 
 
@@ -186,13 +186,13 @@ _URL = re.compile(
     r"|\b(?:[a-z0-9-]{1,63}\.){1,4}(?:com|net|org|edu|gov|info|biz|io|co|uk|de|fr|nl|ru|cn|jp|eu"
     r"|au|ca|tv|app|dev|shop|store)\b(?:/[^\s\"“”«»「」<>]*)?"
 )
-_CJK = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
-_WORD = re.compile(rf"[{_CJK}]{{1,2}}|\w[^\s—\ufffc{_CJK}]*")
-_SENTENCE_END = re.compile(
+CJK = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
+_WORD = re.compile(rf"[{CJK}]{{1,2}}|\w[^\s—\ufffc{CJK}]*")
+SENTENCE_END = re.compile(
     r"[.!?](?<!\b[a-z]\.)(?<!\b(?:dr|mr|ms|st|no|vs|mt)\.)(?<!\bmrs\.)[\"'”»)]*(?=\s|$)|[。！？]"
 )
 _MASK = "\ufffc"  # neither a letter nor white space: no pattern reads over a quotation
-_QUOTED = re.compile(  # one that is not closed was cut off, and goes on to the end
+QUOTED = re.compile(  # one that is not closed was cut off, and goes on to the end
     r"“[^”]*(?:”|\Z)|„[^“”]*(?:[“”]|\Z)|«[^»]*(?:»|\Z)|「[^」]*(?:」|\Z)|『[^』]*(?:』|\Z)"
     # 10" is inches; a " between space and letter opens a quotation inside the quotation.
     r'|"(?<!\w")(?:[^"]|"(?<=\s")(?=\w))*(?:"|\Z)'
@@ -241,8 +241,8 @@ def _violation(caption: str, span: Span) -> Violation:
 
 
 def _spans(caption: str, hints: Hints | None, max_words: int) -> Iterator[Span]:
-    unquoted = _masked(caption)
-    style, plain = _plain(unquoted), _plain(caption)
+    unquoted = masked(caption)
+    style, plain = plain_text(unquoted), plain_text(caption)
     if opening := _OPENING.match(style):
         yield Rule.OPENING, *opening.span(1)
     for rule, pattern in _ANYWHERE:
@@ -252,24 +252,24 @@ def _spans(caption: str, hints: Hints | None, max_words: int) -> Iterator[Span]:
     yield from _marked_up(unquoted)
     yield from _echoes(style)
     yield from _addresses(plain, hints)
-    words = _bare(plain)
+    words = bare_words(plain)
     yield from _repeated(plain, words)
     if len(words) > max_words:
         yield Rule.LENGTH, _place(plain, max_words).start(), len(plain.rstrip())
 
 
-def _masked(caption: str) -> str:
+def masked(caption: str) -> str:
     """Same length, quotations blotted out. A caption that is one quotation as a whole is not."""
-    first = _QUOTED.match(caption.strip())
+    first = QUOTED.match(caption.strip())
     if first and first.end() == len(caption.strip()):
         return caption
-    return _QUOTED.sub(lambda found: _MASK * len(found.group()), caption)
+    return QUOTED.sub(lambda found: _MASK * len(found.group()), caption)
 
 
 _PLAIN = str.maketrans("’‘\n\r\t\v\f\u00a0\u2011", "''      -")
 
 
-def _plain(text: str) -> str:
+def plain_text(text: str) -> str:
     """Same length, lower case, one kind of space and of apostrophe."""
     lower = text.lower()
     if len(lower) != len(text):  # a few letters (İ) have lower cases of two characters
@@ -293,7 +293,7 @@ def _marked_up(unquoted: str) -> Iterator[Span]:
         yield Rule.MARKUP, indent + found.start() + blank, indent + found.end()
 
 
-def _bare(text: str) -> list[str]:
+def bare_words(text: str) -> list[str]:
     return [word.rstrip(",.;:!?)]\"'*_") for word in _WORD.findall(text)]
 
 
@@ -310,7 +310,7 @@ def _instructions() -> frozenset[tuple[str, ...]]:
     runs: set[tuple[str, ...]] = set()
     for path in TEMPLATES.glob("*.jinja"):
         text = re.sub(r"\{%.*?%\}|\{\{.*?\}\}", " ", path.read_text(encoding="utf-8"))
-        runs.update(_runs(_bare(_plain(_masked(text)))))
+        runs.update(_runs(bare_words(plain_text(masked(text)))))
     return frozenset(runs)
 
 
@@ -320,7 +320,7 @@ def _runs(words: Sequence[str]) -> Iterator[tuple[str, ...]]:
 
 def _echoes(style: str) -> Iterator[Span]:
     known = _instructions()
-    hits = [index for index, run in enumerate(_runs(_bare(style))) if run in known]
+    hits = [index for index, run in enumerate(_runs(bare_words(style))) if run in known]
     # Runs that follow one another, index by index, are one longer echo.
     for _, group in groupby(enumerate(hits), key=lambda pair: pair[1] - pair[0]):
         run = [hit for _, hit in group]
@@ -332,7 +332,9 @@ def _addresses(plain: str, hints: Hints | None) -> Iterator[Span]:
     """Compared without scheme, `www.` and white space, which OCR sets into long addresses."""
     if hints is None:
         return
-    evidence = "".join(_plain(" ".join([*(t.text for t in hints.text), *hints.alt_texts])).split())
+    evidence = "".join(
+        plain_text(" ".join([*(t.text for t in hints.text), *hints.alt_texts])).split()
+    )
     for found in _URL.finditer(plain):
         address = found.group().rstrip(".,;:!?)]'*_/")
         if re.sub(r"^(?:https?://)?(?:www\.)?", "", address) not in evidence:
@@ -343,7 +345,7 @@ def _repeated(plain: str, words: Sequence[str]) -> Iterator[Span]:
     """A sentence of four words or more that was said before, or a loop at the end."""
     seen: set[str] = set()
     start, last = 0, len(plain.rstrip())
-    for end in [*(found.end() for found in _SENTENCE_END.finditer(plain)), last]:
+    for end in [*(found.end() for found in SENTENCE_END.finditer(plain)), last]:
         sentence = plain[start:end].strip(" .!?")
         if sentence in seen and len(_WORD.findall(sentence)) >= 4:
             yield Rule.REPETITION, plain.index(sentence, start), end

@@ -25,7 +25,7 @@ from fusion_pipeline.report.compare_measures import (
 from fusion_pipeline.report.compare_tables import CAPTIONS, PairTables
 from fusion_pipeline.report.compare_words import Piece, mark_differences
 from fusion_pipeline.report.draw import Draw
-from fusion_pipeline.report.html import _environment
+from fusion_pipeline.report.html import environment
 from fusion_pipeline.report.pictures import Picture, read_picture
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def write_page(
         "blocks": make_blocks(comparison),
         "cards": cards,
     }
-    page = _environment().get_template("compare.html.jinja").render(content)
+    page = environment().get_template("compare.html.jinja").render(content)
     folder, _, name = out.rpartition("/")
     Storage(folder or ("/" if out.startswith("/") else ".")).put(name, page.encode())
 

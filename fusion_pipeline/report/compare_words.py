@@ -14,7 +14,7 @@ from itertools import accumulate
 
 from fusion_pipeline.prompts import rules
 
-_CJK = rules._CJK
+_CJK = rules.CJK
 _TOKEN = re.compile(rf"[{_CJK}]|[^\s—{_CJK}]+")
 _PART = re.compile(rf"[{_CJK}]|[^\W_{_CJK}]+")
 LONG = 8
@@ -23,15 +23,15 @@ LONG = 8
 
 def words(caption: str) -> list[str]:
     """Small letters, without the punctuation behind; of Han and kana two characters are a word."""
-    return rules._bare(rules._plain(caption))
+    return rules.bare_words(rules.plain_text(caption))
 
 
 def count_sentences(caption: str) -> int:
     """Sentences, the last one even without its full stop. Full stops in quotations end none."""
     count = last = 0
     # The end of a quotation may be that of its sentence, too: it is left as it is.
-    open_ended = rules._QUOTED.sub(lambda m: "x" * (len(m[0]) - 2) + m[0][-2:], caption)
-    for found in rules._SENTENCE_END.finditer(rules._plain(open_ended)):
+    open_ended = rules.QUOTED.sub(lambda m: "x" * (len(m[0]) - 2) + m[0][-2:], caption)
+    for found in rules.SENTENCE_END.finditer(rules.plain_text(open_ended)):
         if not caption[found.end() : found.end() + 3].lstrip()[:1].islower():
             count, last = count + 1, found.end()
     return count + bool(re.search(r"\w", caption[last:]))
@@ -39,9 +39,9 @@ def count_sentences(caption: str) -> int:
 
 def quotations(caption: str) -> list[str]:
     """What stands in quotation marks, marks included; a caption that is one as a whole has none."""
-    if rules._masked(caption) == caption:
+    if rules.masked(caption) == caption:
         return []
-    return [found.group() for found in rules._QUOTED.finditer(caption)]
+    return [found.group() for found in rules.QUOTED.finditer(caption)]
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ class Report:
 
     def run(self) -> None:
         """Make the page anew; it appears whole or not at all."""
-        page = _environment().get_template("report.html.jinja").render(self._content())
+        page = environment().get_template("report.html.jinja").render(self._content())
         self.out.put(FILE, page.encode())
 
     def _content(self) -> dict[str, Any]:
@@ -117,7 +117,7 @@ class Report:
 
 
 @cache
-def _environment() -> Environment:
+def environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,

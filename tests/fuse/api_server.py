@@ -16,7 +16,7 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -141,12 +141,12 @@ def _error(status: int, code: str, headers: Mapping[str, str] | None = None) -> 
 
 
 @contextlib.contextmanager
-def serve_api(server: ApiServer) -> Iterator[ApiServer]:
-    """On a free loopback port, in a thread of its own; `url` is then the API's base URL."""
+def in_a_thread(listen: Callable[[], Awaitable[web.AppRunner]]) -> Iterator[None]:
+    """What listens does so in a thread and an event loop of its own."""
     ready: queue.Queue[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = queue.Queue()
 
     async def run() -> None:
-        runner, stop = await _listen(server), asyncio.Event()
+        runner, stop = await listen(), asyncio.Event()
         ready.put((asyncio.get_running_loop(), stop))
         await stop.wait()
         await runner.cleanup()
@@ -155,10 +155,17 @@ def serve_api(server: ApiServer) -> Iterator[ApiServer]:
     thread.start()
     loop, stop = ready.get()
     try:
-        yield server
+        yield
     finally:
         loop.call_soon_threadsafe(stop.set)
         thread.join(timeout=10)
+
+
+@contextlib.contextmanager
+def serve_api(server: ApiServer) -> Iterator[ApiServer]:
+    """On a free loopback port; `url` is then the API's base URL."""
+    with in_a_thread(lambda: _listen(server)):
+        yield server
 
 
 async def _listen(server: ApiServer) -> web.AppRunner:

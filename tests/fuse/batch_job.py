@@ -3,7 +3,7 @@
 import io
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -13,6 +13,7 @@ from batch_server import INPUT_PRICE, OUTPUT_PRICE, BatchServer
 from openai_server import MODEL
 from PIL import Image
 
+from benchmarks.plain_stage import PlainStage
 from fusion_pipeline.dataset.fingerprints import fingerprint
 from fusion_pipeline.dataset.images import inspect
 from fusion_pipeline.dataset.layout import Dataset
@@ -22,7 +23,7 @@ from fusion_pipeline.dataset.samples import Sample, pack_samples, sample_key
 from fusion_pipeline.dataset.schemas import SAMPLES, SOURCES_SCHEMA
 from fusion_pipeline.engine.chain import Chain, run_in_process
 from fusion_pipeline.engine.shard import Step
-from fusion_pipeline.engine.stage import CPU_WORKER, Resources, ShardBlock, ShardContents, Worker
+from fusion_pipeline.engine.stage import ShardBlock, ShardContents
 from fusion_pipeline.engine.watch import Watch
 from fusion_pipeline.fuse.batch.config import BatchConfig
 from fusion_pipeline.fuse.batch.desk import Desk, Sent
@@ -56,23 +57,11 @@ class Pictures(ToySource):
 
 
 @dataclass(frozen=True)
-class Prompts:
+class Prompts(PlainStage):
     """`sample 17` of shard 3 reads "sample 3-17"; every 50th row of a shard fails."""
 
-    resources: Resources = CPU_WORKER
-    columns: Sequence[pa.Field] = (pa.field("prompt", pa.string()),)
-    reads: tuple[str, ...] = ()
+    columns = (pa.field("prompt", pa.string()),)
     name = "prompts/toy"
-    version = 1
-
-    def settings(self) -> Mapping[str, object]:
-        return {}
-
-    def revision(self) -> None:
-        return None
-
-    def open(self) -> Worker:
-        return self.work
 
     def work(self, block: ShardBlock) -> pa.Table:
         outcomes: list[Outcome] = [

@@ -5,13 +5,10 @@ twice, in another order or out of any form, and come late. Faults come by the dr
 request and sending: the same for each run.
 """
 
-import asyncio
 import contextlib
 import hashlib
 import json
-import queue
 import random
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +18,8 @@ from typing import Any
 from aiohttp import web
 from openai_server import MODEL, ChatRequest
 from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tests.fuse.api_server import in_a_thread
 
 INPUT_PRICE, OUTPUT_PRICE = 1.25, 5.0
 """Dollars per million tokens."""
@@ -356,23 +355,9 @@ def _error(status: int, code: str) -> web.Response:
 
 @contextlib.contextmanager
 def serve_batches(server: BatchServer) -> Iterator[BatchServer]:
-    """On a free loopback port, in a thread of its own; `url` is then the API's base URL."""
-    ready: queue.Queue[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = queue.Queue()
-
-    async def run() -> None:
-        runner, stop = await _listen(server), asyncio.Event()
-        ready.put((asyncio.get_running_loop(), stop))
-        await stop.wait()
-        await runner.cleanup()
-
-    thread = threading.Thread(target=lambda: asyncio.run(run()), daemon=True)
-    thread.start()
-    loop, stop = ready.get()
-    try:
+    """On a free loopback port; `url` is then the API's base URL."""
+    with in_a_thread(lambda: _listen(server)):
         yield server
-    finally:
-        loop.call_soon_threadsafe(stop.set)
-        thread.join(timeout=10)
 
 
 async def _listen(server: BatchServer) -> web.AppRunner:
