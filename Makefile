@@ -11,12 +11,12 @@ INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-byteco
 SERVE := .venv-serve
 CPU_TORCH := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--torch-backend cpu)
 
-.PHONY: quickstart test lint lock clean
+.PHONY: quickstart test lint lock photos clean
 
 quickstart: $(VENV)/.quickstart runs/demo-data/truth.json
 	$(BIN)/fusion run configs/quickstart.yaml
 
-test: $(VENV)/.dev $(SERVE)/.done
+test: $(VENV)/.dev $(SERVE)/.done .photos
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: $(VENV)/.dev
@@ -50,6 +50,11 @@ $(SERVE)/.done: requirements/serve-cpu.txt requirements/mend_serve_cpu.py | $(VE
 	$(SERVE)/bin/python requirements/mend_serve_cpu.py
 	touch $@
 
+# Labelled photos that can be had offline, to measure on (tests/photos/README.md).
+photos: .photos
+.photos:
+	bash tests/photos/fetch.sh
+
 # Pin everything anew. Hashes, no addresses; one resolution, so that the two sets agree.
 COMPILE := $(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --no-emit-index-url \
 	--no-emit-find-links --python-version 3.11 --python-platform x86_64-unknown-linux-gnu \
@@ -64,4 +69,4 @@ lock: $(VENV)/.build
 		-o requirements/serve-cpu.txt
 
 clean:
-	rm -rf $(VENV) $(SERVE) $(RUN) runs/demo-data
+	rm -rf $(VENV) $(SERVE) $(RUN) runs/demo-data .photos
