@@ -38,16 +38,17 @@ $(VENV)/.quickstart: requirements/quickstart.txt pyproject.toml | $(VENV)/.build
 	$(INSTALL) --no-deps --no-build-isolation --editable .
 	touch $@
 
-$(VENV)/.dev: requirements/dev.txt $(VENV)/.quickstart
-	$(INSTALL) --require-hashes --no-deps -r requirements/dev.txt
+$(VENV)/.dev: requirements/dev.txt requirements/mend_cpu.py $(VENV)/.quickstart
+	$(INSTALL) $(CPU_TORCH) --require-hashes --no-deps -r requirements/dev.txt
+	$(BIN)/python requirements/mend_cpu.py
 	touch $@
 
 # vLLM on the CPU, in an environment of its own (2.5 GB): its pins are many.
-$(SERVE)/.done: requirements/serve-cpu.txt requirements/mend_serve_cpu.py | $(VENV)/.build
+$(SERVE)/.done: requirements/serve-cpu.txt requirements/mend_cpu.py | $(VENV)/.build
 	$(PYTHON) -m venv $(SERVE)
 	$(BIN)/uv pip install --quiet --python $(SERVE)/bin/python --compile-bytecode $(CPU_TORCH) \
 		--require-hashes --no-deps -r requirements/serve-cpu.txt
-	$(SERVE)/bin/python requirements/mend_serve_cpu.py
+	$(SERVE)/bin/python requirements/mend_cpu.py
 	touch $@
 
 # Labelled photos that can be had offline, to measure on (tests/photos/README.md).
@@ -59,13 +60,14 @@ photos: .photos
 COMPILE := $(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --no-emit-index-url \
 	--no-emit-find-links --python-version 3.11 --python-platform x86_64-unknown-linux-gnu \
 	--custom-compile-command "make lock" --upgrade
+DEV_EXTRAS := faiss-cpu demo s3 transformers open-clip ultralytics dev
 lock: $(VENV)/.build
 	$(COMPILE) requirements/build.in -o requirements/build.txt
-	$(COMPILE) pyproject.toml --extra faiss-cpu --extra demo --extra s3 --extra dev \
-		-o requirements/dev.txt
+	$(COMPILE) $(CPU_TORCH) --override requirements/cpu-without.txt pyproject.toml \
+		requirements/dev.in $(foreach extra,$(DEV_EXTRAS),--extra $(extra)) -o requirements/dev.txt
 	$(COMPILE) pyproject.toml --extra faiss-cpu --extra demo -c requirements/dev.txt \
 		-o requirements/quickstart.txt
-	$(COMPILE) $(CPU_TORCH) --override requirements/serve-cpu-without.txt requirements/serve-cpu.in \
+	$(COMPILE) $(CPU_TORCH) --override requirements/cpu-without.txt requirements/serve-cpu.in \
 		-o requirements/serve-cpu.txt
 
 clean:

