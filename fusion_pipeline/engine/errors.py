@@ -43,13 +43,18 @@ def is_resource_error(error: BaseException) -> bool:
     return _kind(error) is not StageError
 
 
+_DEVICE_MEMORY = ("cuda out of memory", "cuda driver error: out of memory")
+_DEVICE = ("cuda error", "cuda failure", "cuda driver error", "cudnn error", "cublas error")
+
+
 def _kind(error: BaseException) -> type[StageError]:
     """By name: torch, vLLM and ONNX Runtime have classes of their own and need not be here."""
-    if isinstance(error, MemoryError):
-        return HostMemoryError
     text = str(error).lower()
-    if type(error).__name__ == "OutOfMemoryError" or "cuda out of memory" in text:
+    # PyTorch on a CPU: "DefaultCPUAllocator: can't allocate memory: you tried to allocate ..."
+    if isinstance(error, MemoryError) or "can't allocate memory" in text:
+        return HostMemoryError
+    if type(error).__name__ == "OutOfMemoryError" or any(t in text for t in _DEVICE_MEMORY):
         return DeviceMemoryError
-    if "cuda error" in text or "cuda failure" in text:
+    if any(t in text for t in _DEVICE):
         return DeviceError
     return StageError

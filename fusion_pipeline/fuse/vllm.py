@@ -1,7 +1,6 @@
 """Caption engine of one's own: the run keeps `vllm serve` up and asks it like any endpoint."""
 
 import asyncio
-import hashlib
 import json
 import os
 import shutil
@@ -12,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from fusion_pipeline.dataset.fingerprints import short_hash
+from fusion_pipeline.dataset.weights import file_hash, weights_hash
 from fusion_pipeline.fuse.base import CaptionOutcome, CaptionRequest
 from fusion_pipeline.fuse.completions import CompletionConfig
 from fusion_pipeline.fuse.endpoint import Endpoint, EndpointConfig
@@ -44,7 +43,6 @@ _SPEED_ONLY = {
 }
 """Options that change no caption; all others are part of the lineage."""
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-_WHOLE_FILE, _SAMPLES, _SAMPLE = 16 * 2**20, 64, 64 * 2**10
 
 
 class VllmConfig(CompletionConfig):
@@ -285,36 +283,17 @@ def _lora_rank(folder: Path) -> int:
 
 
 def _weights(model: str) -> str | None:
-    """Of a folder: a hash of its small files, and of the sizes and of 64 places of its large ones,
-    since all of the weights would take a minute each time. None for a hub's id."""
+    """Of a folder: `weights_hash`. None for a hub's id."""
     folder = Path(model)
-    if not folder.is_dir():
-        if model.startswith((".", "/", "~")):
-            raise ServerError(f"{model}: no such folder (`caption.engine.vllm`)")
-        return None
-    parts: dict[str, object] = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        name = path.relative_to(folder).as_posix()
-        if not any(part.startswith(".") for part in Path(name).parts):
-            parts[name] = _sampled(path)
-    return short_hash(json.dumps(parts))
+    if folder.is_dir():
+        return weights_hash(folder)
+    if model.startswith((".", "/", "~")):
+        raise ServerError(f"{model}: no such folder (`caption.engine.vllm`)")
+    return None
 
 
 def _contents(value: object) -> object:
     """Of an option that names a file or a folder what it holds, not where it lies."""
     if not isinstance(value, str) or not (path := Path(value)).exists():
         return value
-    return _weights(value) if path.is_dir() else _sampled(path)
-
-
-def _sampled(path: Path) -> str:
-    size = path.stat().st_size
-    found = hashlib.sha256(str(size).encode())
-    with path.open("rb") as file:
-        if size <= _WHOLE_FILE:
-            found.update(file.read())
-        else:
-            for number in range(_SAMPLES):
-                file.seek((size - _SAMPLE) * number // (_SAMPLES - 1))
-                found.update(file.read(_SAMPLE))
-    return found.hexdigest()
+    return weights_hash(path) if path.is_dir() else file_hash(path)
