@@ -4,8 +4,26 @@
 when the expert is used, so that a heavy dependency costs nothing until then.
 """
 
+import os
+
+# ONNX Runtime reports its use over the network unless this is set before it is first imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 EXPERTS: dict[str, str] = {
+    "clip": "experts.tagging.clip:ClipTagger",
     "efficientnet-lite2": "experts.tagging.efficientnet_lite2:EfficientNetLite2Tagger",
+    "grounding-dino": "experts.detection.grounding_dino:GroundingDino",
     "nanodet": "experts.detection.nanodet:NanoDet",
+    "open-clip": "experts.tagging.open_clip:OpenClipTagger",
+    "owlv2": "experts.detection.owlv2:Owlv2",
+    "parquet-objects": "experts.parquet:ParquetObjects",
+    "parquet-tags": "experts.parquet:ParquetTags",
+    "parquet-text": "experts.parquet:ParquetText",
     "rapidocr": "experts.ocr.rapidocr:RapidOcr",
+    "transformers-detector": "experts.detection.transformers_detector:TransformersDetector",
+    "ultralytics": "experts.detection.ultralytics:Ultralytics",
+    "ultralytics-open": "experts.detection.ultralytics:UltralyticsOpen",
 }
+
+SHIPPED = ("efficientnet-lite2", "nanodet", "rapidocr")
+"""Experts whose weights come with the package: what a config without `experts` runs."""

@@ -1,20 +1,21 @@
 """The contract of a vision expert.
 
-A new expert is one file under `experts/`, one line in `experts.EXPERTS` and one test. The file
-holds a class that fits `Expert`: its `Config` lists the settings that change the output,
-`revision` names the exact weights, `__init__` loads them, `__call__` looks at images.
+A new expert is one file under `experts/`, one line in `experts.EXPERTS` and one test
+(docs/how-to/add-an-expert.md). The file holds a class that fits `Expert`: its `Config` lists the
+settings that change the output, `revision` names the exact weights, `__init__` loads them,
+`__call__` looks at images.
 """
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
-from fusion_pipeline.dataset.evidence import Evidence, EvidenceKind
+from fusion_pipeline.dataset.evidence import Evidence, EvidenceKind, Tag
 from fusion_pipeline.dataset.images import RGB
 
 ASSETS = Path(__file__).parent / "assets"
@@ -23,7 +24,20 @@ ASSETS = Path(__file__).parent / "assets"
 class ExpertConfig(BaseModel):
     """Base of every expert's settings: unknown fields are errors, values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    def fingerprint_fields(self) -> dict[str, Any]:
+        """The settings that change the output, JSON-able; the weights are `Expert.revision`'s."""
+        return self.model_dump(mode="json")
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """What an expert may use. It gets no more than this, whatever the machine has."""
+
+    threads: int = 1
+    gpu: bool = False
+    """Whether to run on the GPU that the process sees (Ray shows a worker its own)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +48,10 @@ class Context:
     """Pixels of the stored image in the upright frame; the array may be a scaled decode."""
     height: int
     alt_texts: tuple[str, ...] = ()
-    tags: tuple[str, ...] = field(default=())
-    """Labels of the tag tables the expert's stage reads (open-set detection)."""
+    tags: tuple[Tag, ...] = ()
+    """What the taggers say, best first, for an expert that `uses_tags`; else empty."""
+    key: str = ""
+    """The sample's key."""
 
 
 class Expert(Protocol):
@@ -44,11 +60,19 @@ class Expert(Protocol):
     kind: ClassVar[EvidenceKind]
     version: ClassVar[int]
     """Raised by hand when the output for the same weights and settings changes."""
-    batch_size: ClassVar[int]
-    """Images a call; the slices are cut in row order, so results never depend on workers."""
-    min_short_edge: ClassVar[int | None]
-    """Short edge in pixels below which the expert loses detail; None: full resolution."""
+    uses_tags: ClassVar[bool]
+    """Whether it is told the image's tags (open-set detection), and so runs after the taggers."""
     Config: ClassVar[type[ExpertConfig]]
+
+    @property
+    def batch_size(self) -> int:
+        """Images a call; the slices are cut in row order, so results never depend on workers."""
+        ...
+
+    @property
+    def min_short_edge(self) -> int | None:
+        """Short edge in pixels below which the expert loses detail; None: full resolution."""
+        ...
 
     # `config` is an instance of this class's own `Config`, which a Protocol can't say.
     @classmethod
@@ -56,7 +80,7 @@ class Expert(Protocol):
         """Identity of the weights (a content hash or a pinned hub commit), without loading them."""
         ...
 
-    def __init__(self, config: Any, threads: int) -> None: ...
+    def __init__(self, config: Any, hardware: Hardware) -> None: ...
 
     def __call__(self, images: Sequence[RGB], context: Sequence[Context]) -> Sequence[Evidence]:
         """Evidence of each image, in order. An exception fails the rows of this call, only."""

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from experts.base import ASSETS, Context, ExpertConfig, file_revision
+from experts.base import ASSETS, Context, ExpertConfig, Hardware, file_revision
 from experts.onnx import cpu_session
 from fusion_pipeline.dataset.evidence import Box, DetectedObject, EvidenceKind
 from fusion_pipeline.dataset.images import RGB
@@ -85,7 +85,8 @@ class NanoDet:
 
     kind: ClassVar[EvidenceKind] = EvidenceKind.OBJECTS
     version: ClassVar[int] = 1
-    batch_size: ClassVar[int] = 1
+    uses_tags: ClassVar[bool] = False
+    batch_size: int = 1
     min_short_edge: ClassVar[int | None] = SIZE
     Config: ClassVar[type[ExpertConfig]] = NanoDetConfig
 
@@ -93,10 +94,10 @@ class NanoDet:
     def revision(cls, config: NanoDetConfig) -> str:
         return file_revision(WEIGHTS)
 
-    def __init__(self, config: NanoDetConfig, threads: int) -> None:
-        cv2.setNumThreads(threads)
+    def __init__(self, config: NanoDetConfig, hardware: Hardware) -> None:
+        cv2.setNumThreads(hardware.threads)
         self._config = config
-        self._session = cpu_session(WEIGHTS, threads)
+        self._session = cpu_session(WEIGHTS, hardware.threads)
         self._input = self._session.get_inputs()[0].name
         self._labels = LABELS.read_text(encoding="utf-8").splitlines()
 

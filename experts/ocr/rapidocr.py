@@ -24,7 +24,7 @@ from rapidocr.ch_ppocr_det import TextDetector
 from rapidocr.ch_ppocr_rec import TextRecInput, TextRecognizer
 from rapidocr.utils.process_img import get_rotate_crop_image
 
-from experts.base import Context, ExpertConfig
+from experts.base import Context, ExpertConfig, Hardware
 from fusion_pipeline.dataset.evidence import EvidenceKind, TextLine
 from fusion_pipeline.dataset.images import RGB
 
@@ -76,7 +76,8 @@ class RapidOcr:
 
     kind: ClassVar[EvidenceKind] = EvidenceKind.TEXT
     version: ClassVar[int] = 1
-    batch_size: ClassVar[int] = 1
+    uses_tags: ClassVar[bool] = False
+    batch_size: int = 1
     min_short_edge: ClassVar[int | None] = None
     Config: ClassVar[type[ExpertConfig]] = RapidOcrConfig
 
@@ -84,15 +85,15 @@ class RapidOcr:
     def revision(cls, config: RapidOcrConfig) -> str:
         return _revision()
 
-    def __init__(self, config: RapidOcrConfig, threads: int) -> None:
-        cv2.setNumThreads(threads)
+    def __init__(self, config: RapidOcrConfig, hardware: Hardware) -> None:
+        cv2.setNumThreads(hardware.threads)
         self._config = config
         settings = rapidocr.RapidOCR(
             params={
                 "Global.log_level": "critical",
                 # With an explicit path RapidOCR never tries to download.
                 **{f"{part}.model_path": str(path) for part, path in WEIGHTS.items()},
-                "EngineConfig.onnxruntime.intra_op_num_threads": threads,
+                "EngineConfig.onnxruntime.intra_op_num_threads": hardware.threads,
                 "EngineConfig.onnxruntime.inter_op_num_threads": 1,
                 "Det.box_thresh": config.box_score,
                 "Cls.cls_thresh": TURNED_SCORE,

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 from pydantic import Field
 
-from experts.base import ASSETS, Context, ExpertConfig, file_revision
+from experts.base import ASSETS, Context, ExpertConfig, Hardware, file_revision
 from experts.onnx import cpu_session
 from fusion_pipeline.dataset.evidence import EvidenceKind, Tag
 from fusion_pipeline.dataset.images import RGB
@@ -96,7 +96,8 @@ class EfficientNetLite2Tagger:
 
     kind: ClassVar[EvidenceKind] = EvidenceKind.TAGS
     version: ClassVar[int] = 1
-    batch_size: ClassVar[int] = 1
+    uses_tags: ClassVar[bool] = False
+    batch_size: int = 1
     min_short_edge: ClassVar[int | None] = MIN_SHORT_EDGE
     Config: ClassVar[type[ExpertConfig]] = EfficientNetLite2TaggerConfig
 
@@ -104,9 +105,9 @@ class EfficientNetLite2Tagger:
     def revision(cls, config: EfficientNetLite2TaggerConfig) -> str:
         return file_revision(WEIGHTS)
 
-    def __init__(self, config: EfficientNetLite2TaggerConfig, threads: int) -> None:
+    def __init__(self, config: EfficientNetLite2TaggerConfig, hardware: Hardware) -> None:
         self._config = config
-        self._model = EfficientNetLite2(threads)
+        self._model = EfficientNetLite2(hardware.threads)
         self._labels = LABELS.read_text(encoding="utf-8").splitlines()
 
     def __call__(self, images: Sequence[RGB], context: Sequence[Context]) -> list[list[Tag]]:

@@ -9,19 +9,24 @@ from typing import Any
 import pyarrow as pa
 
 from experts import EXPERTS
-from experts.base import Context, Expert, ExpertConfig
+from experts.base import Context, Expert, ExpertConfig, Hardware
 from fusion_pipeline.dataset.evidence import (
     ARROW_TYPES,
     DetectedObject,
     Evidence,
+    EvidenceKind,
     Tag,
     TextLine,
+    tags_from,
     to_arrow,
 )
 from fusion_pipeline.dataset.images import DecodeError, decode
 from fusion_pipeline.dataset.rows import NotOk, Ok, Outcome, build_table, failed
 from fusion_pipeline.engine.errors import is_resource_error
 from fusion_pipeline.engine.stage import CPU_WORKER, Resources, ShardBlock, Worker
+
+MERGED = "merged"
+"""Name of the tables that hold the evidence of all experts of a kind (`perceive.merge`)."""
 
 
 def load_expert(name: str) -> type[Expert]:
@@ -35,12 +40,15 @@ def load_expert(name: str) -> type[Expert]:
 
 @dataclass(frozen=True)
 class Perceive:
-    """Writes `<kind>/<expert>`, for example `objects/nanodet`."""
+    """Writes `<kind>/<label>`, for example `objects/nanodet`."""
 
     expert: str
     config: ExpertConfig
     reads: tuple[str, ...] = ()
+    """Tables of tags, for an expert that uses them."""
     resources: Resources = CPU_WORKER
+    label: str = ""
+    """Name of its table, when that is not the expert's: two versions of one side by side."""
 
     @property
     def expert_class(self) -> type[Expert]:
@@ -48,7 +56,7 @@ class Perceive:
 
     @property
     def name(self) -> str:
-        return f"{self.expert_class.kind}/{self.expert}"
+        return f"{self.expert_class.kind}/{self.label or self.expert}"
 
     @property
     def version(self) -> int:
@@ -60,7 +68,9 @@ class Perceive:
         return (pa.field(kind.value, ARROW_TYPES[kind]),)
 
     def settings(self) -> Mapping[str, Any]:
-        return self.config.model_dump(mode="json")
+        # Threads may change a result's last bits; with one there is nothing to tell.
+        threads = {"threads": self.resources.threads} if self.resources.threads > 1 else {}
+        return {**self.config.fingerprint_fields(), **threads}
 
     def revision(self) -> str:
         return self.expert_class.revision(self.config)
@@ -72,15 +82,19 @@ class Perceive:
 class _PerceiveWorker:
     def __init__(self, stage: Perceive) -> None:
         self._stage = stage
-        self._expert = stage.expert_class(stage.config, stage.resources.threads)
+        resources = stage.resources
+        hardware = Hardware(resources.threads, gpu=resources.gpus > 0)
+        self._expert = stage.expert_class(stage.config, hardware)
 
     def __call__(self, block: ShardBlock) -> pa.Table:
         contexts = [
-            Context(width, height, tuple(alt_texts))
-            for width, height, alt_texts in zip(
+            Context(width, height, tuple(alt_texts), tags, key)
+            for width, height, alt_texts, tags, key in zip(
                 block.column("samples", "width"),
                 block.column("samples", "height"),
                 block.column("samples", "alt_texts"),
+                _tags(block, self._stage.reads),
+                block.keys,
                 strict=True,
             )
         ]
@@ -112,6 +126,16 @@ class _PerceiveWorker:
             return NotOk("failed", "not_finite: a score or coordinate is no number")
         kind = self._expert.kind
         return Ok({kind.value: to_arrow(kind, [evidence]).to_pylist()[0]})
+
+
+def _tags(block: ShardBlock, tables: Sequence[str]) -> list[tuple[Tag, ...]]:
+    """Of each row, over all tables: every label once, at its best score, best first."""
+    found: list[dict[str, Tag]] = [{} for _ in block.keys]
+    for table in tables:
+        for best, cell in zip(found, block.column(table, EvidenceKind.TAGS.value), strict=True):
+            for tag in tags_from(cell):
+                best[tag.label] = max(tag, best.get(tag.label, tag), key=lambda t: t.score)
+    return [tuple(sorted(best.values(), key=lambda t: (-t.score, t.label))) for best in found]
 
 
 def _is_finite(item: Tag | DetectedObject | TextLine) -> bool:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experts.base import Hardware
 from experts.tagging.efficientnet_lite2 import (
     LABELS,
     MIN_SHORT_EDGE,
@@ -21,7 +22,7 @@ Photo = Callable[[str], RGB]
 
 @pytest.fixture(scope="module")
 def tagger() -> EfficientNetLite2Tagger:
-    return EfficientNetLite2Tagger(EfficientNetLite2TaggerConfig(), threads=1)
+    return EfficientNetLite2Tagger(EfficientNetLite2TaggerConfig(), Hardware())
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,7 @@ def test_best_tag_of_a_photo(
 
 def test_tags_are_sorted_limited_and_over_the_floor(photo: Photo) -> None:
     config = EfficientNetLite2TaggerConfig(score_floor=0.05, max_tags=3)
-    [tags] = EfficientNetLite2Tagger(config, threads=1)([photo("motorcycle_left.png")], [])
+    [tags] = EfficientNetLite2Tagger(config, Hardware())([photo("motorcycle_left.png")], [])
     scores = [tag.score for tag in tags]
     assert 1 <= len(tags) <= 3
     assert scores == sorted(scores, reverse=True)

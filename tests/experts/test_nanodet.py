@@ -4,6 +4,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from experts.base import Hardware
 from experts.detection.nanodet import NanoDet, NanoDetConfig, decode_boxes, preprocess
 from fusion_pipeline.dataset.evidence import Box, DetectedObject
 from fusion_pipeline.dataset.images import RGB
@@ -13,7 +14,7 @@ Photo = Callable[[str], RGB]
 
 @pytest.fixture(scope="module")
 def detector() -> NanoDet:
-    return NanoDet(NanoDetConfig(), threads=1)
+    return NanoDet(NanoDetConfig(), Hardware())
 
 
 def iou(a: Box, b: Box) -> float:
@@ -78,7 +79,7 @@ def test_boxes_are_expectations_around_the_cell() -> None:
 
 @pytest.mark.parametrize("nms_iou", [0.3, 0.5])
 def test_no_two_boxes_of_a_class_overlap_more_than_allowed(photo: Photo, nms_iou: float) -> None:
-    detector = NanoDet(NanoDetConfig(score_floor=0.05, nms_iou=nms_iou), threads=1)
+    detector = NanoDet(NanoDetConfig(score_floor=0.05, nms_iou=nms_iou), Hardware())
     [objects] = detector([photo("coins.png")], [])
     assert len(objects) > 20
     for a, b in itertools.combinations(objects, 2):
@@ -88,9 +89,9 @@ def test_no_two_boxes_of_a_class_overlap_more_than_allowed(photo: Photo, nms_iou
 
 def test_limits_are_kept(photo: Photo) -> None:
     image = photo("coins.png")
-    [many] = NanoDet(NanoDetConfig(score_floor=0.05), threads=1)([image], [])
-    [few] = NanoDet(NanoDetConfig(score_floor=0.05, max_objects=5), threads=1)([image], [])
-    [sure] = NanoDet(NanoDetConfig(score_floor=0.4), threads=1)([image], [])
+    [many] = NanoDet(NanoDetConfig(score_floor=0.05), Hardware())([image], [])
+    [few] = NanoDet(NanoDetConfig(score_floor=0.05, max_objects=5), Hardware())([image], [])
+    [sure] = NanoDet(NanoDetConfig(score_floor=0.4), Hardware())([image], [])
     assert few == many[:5]
     assert min(item.score for item in sure) >= 0.4
     assert [item for item in many if item.score >= 0.4] == sure

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont
 from rapidfuzz.distance import Levenshtein
 
+from experts.base import Hardware
 from experts.ocr.rapidocr import RapidOcr, RapidOcrConfig, clean, from_own_top_left, reading_order
 from fusion_pipeline.dataset.evidence import Box, TextLine
 from fusion_pipeline.dataset.images import RGB
@@ -28,7 +29,7 @@ Photo = Callable[[str], RGB]
 
 @pytest.fixture(scope="module")
 def ocr() -> RapidOcr:
-    return RapidOcr(RapidOcrConfig(), threads=1)
+    return RapidOcr(RapidOcrConfig(), Hardware())
 
 
 def font(size: int, name: str = "DejaVuSans.ttf") -> ImageFont.FreeTypeFont:
@@ -139,7 +140,7 @@ def test_scanned_page(ocr: RapidOcr, photo: Photo) -> None:
 
 
 def test_score_floor(photo: Photo) -> None:
-    [lines] = RapidOcr(RapidOcrConfig(score_floor=0.9), threads=1)([photo("page.png")], [])
+    [lines] = RapidOcr(RapidOcrConfig(score_floor=0.9), Hardware())([photo("page.png")], [])
     assert lines
     assert min(line.score for line in lines) >= 0.9
 
@@ -151,7 +152,7 @@ def test_loads_offline_and_in_silence(
         raise AssertionError("network used")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    RapidOcr(RapidOcrConfig(), threads=1)([np.full((64, 64, 3), 255, np.uint8)], [])
+    RapidOcr(RapidOcrConfig(), Hardware())([np.full((64, 64, 3), 255, np.uint8)], [])
     assert capfd.readouterr() == ("", "")
 
 

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from experts import EXPERTS
-from experts.base import Context, ExpertConfig
+from experts.base import Context, ExpertConfig, Hardware
 from fusion_pipeline.config import load_config
 from fusion_pipeline.dataset.evidence import DetectedObject, EvidenceKind
 from fusion_pipeline.dataset.images import RGB
@@ -26,7 +26,8 @@ class Picky:
 
     kind: ClassVar[EvidenceKind] = EvidenceKind.OBJECTS
     version: ClassVar[int] = 3
-    batch_size: ClassVar[int] = 4
+    uses_tags: ClassVar[bool] = False
+    batch_size: int = 4
     min_short_edge: ClassVar[int | None] = None
     calls: ClassVar[list[tuple[list[int], list[Context]]]] = []
 
@@ -39,7 +40,7 @@ class Picky:
     def revision(cls, config: Any) -> str:
         return "sha256:0123"
 
-    def __init__(self, config: Config, threads: int) -> None:
+    def __init__(self, config: Config, hardware: Hardware) -> None:
         self._config = config
 
     def __call__(self, images: Sequence[RGB], context: Sequence[Context]) -> list[Any]:
@@ -88,7 +89,7 @@ def test_evidence_of_each_image_in_order(dataset: Dataset) -> None:
     assert rows[0]["objects"] == []  # nothing found is an answer, not a missing one
     assert rows[5]["objects"] == [{"label": "row-5", "score": 0.5, "box": [0, 0, 0.25, 1]}]
     assert [seen for seen, _ in Picky.calls] == [[0, 1, 2, 3], [4, 5]]  # slices of its own size
-    assert Picky.calls[1][1][0] == Context(8, 8, ("text 4",))
+    assert Picky.calls[1][1][0] == Context(8, 8, ("text 4",), key=rows[4]["key"])
 
 
 @pytest.mark.usefixtures("expert")
@@ -139,7 +140,7 @@ def test_what_goes_into_its_lineage() -> None:
 
 
 def test_an_unknown_expert_is_named_with_those_there_are() -> None:
-    with pytest.raises(ValueError, match=r"no expert is called 'yolo'; known: .*nanodet, rapidocr"):
+    with pytest.raises(ValueError, match=r"is called 'yolo'; known: .*nanodet, .*rapidocr"):
         load_expert("yolo")
 
 

@@ -1,0 +1,106 @@
+"""Checkpoints in a folder or on the Hugging Face hub: pinned, and never a pickle.
+
+Of a hub's repository only safetensors, configurations and vocabularies are fetched, at one commit;
+code that a repository brings is never run.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from experts.base import ExpertConfig
+from fusion_pipeline.dataset.weights import weights_hash
+from fusion_pipeline.errors import FusionError
+
+FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+"""What is fetched of a repository: weights, configurations, vocabularies."""
+
+
+class CheckpointError(FusionError):
+    """A checkpoint that is not there, or that can't be used safely."""
+
+
+class CheckpointConfig(ExpertConfig):
+    """Base of the settings of experts that load a checkpoint."""
+
+    model: str = Field(min_length=1)
+    """A folder, or an id on the hub such as `google/owlv2-large-patch14-ensemble`."""
+    revision: str | None = None
+    """Commit of the hub's repository, 40 hex digits; none for a folder."""
+    batch_size: int = Field(default=1, ge=1, le=1024)
+    """Images a call. 1 is best on CPUs; GPUs want more."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+    @model_validator(mode="after")
+    def _is_pinned(self) -> Self:
+        if self.is_folder:
+            if self.revision is not None:
+                raise ValueError(f"revision: {self.model} is a folder and has none; leave it out")
+        elif not re.fullmatch(r"[\w.-]+/[\w.-]+", self.model):
+            raise ValueError(f"model: no folder {self.model!r}, and not an id like owner/name")
+        elif not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
+            raise ValueError(
+                f"revision: pin the commit of {self.model}, 40 hex digits, as shown on "
+                f"huggingface.co/{self.model}/commits/main"
+            )
+        return self
+
+    @property
+    def is_folder(self) -> bool:
+        return self.model.startswith((".", "/", "~")) or Path(self.model).is_dir()
+
+    def fingerprint_fields(self) -> dict[str, Any]:
+        """Without `model` and `revision`, which `checkpoint_revision` stands for: a checkpoint that
+        is moved stays the same."""
+        return self.model_dump(mode="json", exclude={"model", "revision"})
+
+
+def checkpoint_revision(config: CheckpointConfig) -> str:
+    """`<id>@<commit>`, or a hash of the folder's contents. Raises CheckpointError."""
+    if config.is_folder:
+        return "folder:" + weights_hash(_existing(config))
+    return f"{config.model}@{config.revision}"
+
+
+def checkpoint_folder(config: CheckpointConfig, files: Sequence[str] = FILES) -> Path:
+    """Where the checkpoint lies, after it was fetched if need be. `HF_HUB_OFFLINE` and `HF_TOKEN`
+    mean what they always mean.
+
+    Raises CheckpointError.
+    """
+    if config.is_folder:
+        folder = _existing(config)
+    else:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import (
+            HfHubHTTPError,
+            LocalEntryNotFoundError,
+            OfflineModeIsEnabled,
+        )
+
+        try:
+            folder = Path(
+                snapshot_download(config.model, revision=config.revision, allow_patterns=[*files])
+            )
+        except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+            raise CheckpointError(
+                f"{config.model} at {config.revision} can't be fetched from the hub: "
+                f"{str(error).splitlines()[0]}"
+            ) from error
+    if not any(folder.glob("*.safetensors")):
+        raise CheckpointError(
+            f"{config.model}: no *.safetensors there. Other formats are pickles, which can run "
+            "code, and are not loaded: convert it once, on a machine you can spare "
+            "(huggingface.co/spaces/safetensors/convert)"
+        )
+    return folder
+
+
+def _existing(config: CheckpointConfig) -> Path:
+    folder = Path(config.model).expanduser()
+    if not folder.is_dir():
+        raise CheckpointError(f"{config.model}: no such folder")
+    return folder

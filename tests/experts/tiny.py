@@ -1,0 +1,32 @@
+"""A config for every expert: those that load a checkpoint get a tiny one with random weights, made
+on disk by the library that the real ones come from."""
+
+import importlib
+from pathlib import Path
+
+from experts.base import ExpertConfig
+from fusion_pipeline.perceive.stage import load_expert
+
+MAKERS: dict[str, str] = {
+    "clip": "tests.experts.tiny_taggers:clip_config",
+    "grounding-dino": "tests.experts.tiny_detectors:grounding_dino_config",
+    "open-clip": "tests.experts.tiny_taggers:open_clip_config",
+    "owlv2": "tests.experts.tiny_detectors:owlv2_config",
+    **dict.fromkeys(
+        ("parquet-objects", "parquet-tags", "parquet-text"), "tests.experts.test_parquet:one_row"
+    ),
+    "transformers-detector": "tests.experts.tiny_detectors:closed_set_config",
+    "ultralytics": "tests.experts.tiny_ultralytics:closed_set",
+    "ultralytics-open": "tests.experts.tiny_ultralytics:open_set",
+}
+"""Expert to `module:function`; the function writes a checkpoint into a folder and returns a config
+whose score floor is so low that random weights find something."""
+
+
+def tiny_config(expert: str, folder: Path) -> ExpertConfig:
+    if expert not in MAKERS:
+        return load_expert(expert).Config()
+    module, _, function = MAKERS[expert].partition(":")
+    folder.mkdir(parents=True, exist_ok=True)
+    config: ExpertConfig = getattr(importlib.import_module(module), function)(folder)
+    return config
