@@ -1,6 +1,7 @@
 """The YAML schema: loads, checks with errors that name file, field and fix, prints resolved."""
 
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,13 +17,16 @@ from pydantic import (
     model_validator,
 )
 
-from experts import EXPERTS
+from experts import EXPERTS, SHIPPED
 from experts.base import ExpertConfig
+from fusion_pipeline.dataset.evidence import EvidenceKind
 from fusion_pipeline.dataset.images import MAX_PIXELS
 from fusion_pipeline.errors import FusionError
 from fusion_pipeline.fuse.composer import ComposerConfig
 from fusion_pipeline.fuse.engines import EngineChoice
-from fusion_pipeline.perceive.stage import load_expert
+from fusion_pipeline.perceive.alt_text import AltTextConfig
+from fusion_pipeline.perceive.merge import MergeConfig
+from fusion_pipeline.perceive.stage import MERGED, load_expert
 from fusion_pipeline.prompts.hints import HintConfig
 from fusion_pipeline.prompts.render import template_names
 from fusion_pipeline.select.copies import CopyRule
@@ -98,29 +102,72 @@ class SelectConfig(_Model):
     """Samples a shard of the selected dataset."""
 
 
-class ExpertChoice(_Model):
-    """One expert by name, with its own settings."""
+class Hosting(_Model):
+    """What each worker of an expert gets. Only `threads` may change what comes out."""
 
+    gpus: float = Field(0.0, ge=0)
+    """GPUs a worker; below 1 several share one, such as 0.25. 0: the expert runs on the CPU."""
+    cpus: float = Field(1.0, gt=0)
+    threads: int = Field(1, ge=1)
+    """Of the model on the CPU. Many workers of one thread are faster than few of many."""
+    workers: int | None = Field(None, ge=1)
+    """Default: as many as the cluster's GPUs (or CPUs) hold."""
+    memory_gb: float = Field(0.0, ge=0)
+    """Reserved for each worker."""
+
+
+class ExpertChoice(_Model):
+    """One expert, with its own settings and what its workers get."""
+
+    expert: str
     name: str
+    """Of its table; another name than the expert's lets two versions of it stand side by side."""
     config: SerializeAsAny[ExpertConfig]
+    hosting: Hosting = Hosting()
+
+    def to_plain(self) -> dict[str, Any]:
+        """As it is written in a config."""
+        settings = self.config.model_dump(mode="json")
+        hosting = self.hosting.model_dump(mode="json", exclude_defaults=True)
+        if self.name != self.expert:
+            settings = {"name": self.name, **settings}
+        if hosting:
+            settings["hosting"] = hosting
+        return {self.expert: settings}
+
+
+_TABLE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,60}")
 
 
 def _expert_choice(value: object) -> object:
-    """`nanodet` or `{nanodet: {score_floor: 0.2}}`."""
+    """`nanodet`, `{nanodet: {score_floor: 0.2}}`, `{owlv2: {name: owlv2-large, model: ..., hosting:
+    {gpus: 0.5}}}`."""
     if isinstance(value, str):
         value = {value: {}}
     if not (isinstance(value, dict) and len(value) == 1):
         return value
-    ((name, settings),) = value.items()
-    if name not in EXPERTS:
-        raise ValueError(f"no expert is called {name!r}; known: {', '.join(sorted(EXPERTS))}")
-    kind = load_expert(name).Config
-    try:
-        return {"name": name, "config": kind.model_validate(settings or {})}
-    except ValidationError as error:
-        # Told here: pydantic would name the fields without their expert.
-        lines = [_explain(detail, kind) for detail in error.errors(include_input=False)]
-        raise ValueError("; ".join(f"{name}.{line}" for line in lines)) from error
+    ((expert, settings),) = value.items()
+    if expert not in EXPERTS:
+        raise ValueError(f"no expert is called {expert!r}; known: {', '.join(sorted(EXPERTS))}")
+    kind = load_expert(expert).Config
+    if not isinstance(settings or {}, dict):
+        raise ValueError(f"{expert}: expected a mapping of settings")
+    settings = {**(settings or {})}
+    name, hosting = settings.pop("name", expert), settings.pop("hosting", {})
+    if not (isinstance(name, str) and _TABLE_NAME.fullmatch(name)) or name == MERGED:
+        raise ValueError(
+            f"{expert}.name: a table's name has lower-case letters, digits, dots, dashes and "
+            f"underscores, and {MERGED!r} is taken"
+        )
+    checked: dict[str, BaseModel] = {}
+    for part, given, model in (("", settings, kind), ("hosting.", hosting, Hosting)):
+        try:
+            checked[part] = model.model_validate(given)
+        except ValidationError as error:
+            # Told here: pydantic would name the fields without their expert.
+            lines = [_explain(detail, model) for detail in error.errors(include_input=False)]
+            raise ValueError("; ".join(f"{expert}.{part}{line}" for line in lines)) from error
+    return {"expert": expert, "name": name, "config": checked[""], "hosting": checked["hosting."]}
 
 
 class SampleConfig(_Model):
@@ -212,7 +259,9 @@ class Config(_Model):
     source: SourceConfig
     filter: FilterConfig = FilterConfig()
     select: SelectConfig = SelectConfig()
+    alt_text: AltTextConfig = AltTextConfig()
     experts: list[ExpertChoice] = Field(default_factory=list, validate_default=True)
+    merge: MergeConfig = MergeConfig()
     hints: HintConfig = HintConfig()
     caption: CaptionConfig = CaptionConfig()
     runner: RunnerConfig = RunnerConfig()
@@ -233,21 +282,35 @@ class Config(_Model):
     @classmethod
     def _choices(cls, value: object) -> object:
         if isinstance(value, list):
-            return [_expert_choice(item) for item in value or list(EXPERTS)]
+            return [_expert_choice(item) for item in value or SHIPPED]
         return value
 
     @field_validator("experts")
     @classmethod
     def _no_twins(cls, value: list[ExpertChoice]) -> list[ExpertChoice]:
         names = [choice.name for choice in value]
-        if len(set(names)) != len(names):
-            raise ValueError("an expert is named twice")
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(
+                    f"{name!r} is there twice: give one of them a name of its own, such as "
+                    f"{{{name}: {{name: {name}-2, ...}}}}"
+                )
         return value
+
+    @model_validator(mode="after")
+    def _queries_come_from_taggers(self) -> "Config":
+        kinds = {load_expert(choice.expert).kind for choice in self.experts}
+        for choice in self.experts:
+            if load_expert(choice.expert).uses_tags and EvidenceKind.TAGS not in kinds:
+                raise ValueError(
+                    f"experts: {choice.name} looks for what a tagger has named: add a tagger"
+                )
+        return self
 
     def to_plain(self) -> dict[str, Any]:
         """Every setting, defaults included, as a mapping that can be loaded again."""
         plain = self.model_dump(mode="json")
-        plain["experts"] = [{e["name"]: e["config"]} for e in plain["experts"]]
+        plain["experts"] = [choice.to_plain() for choice in self.experts]
         plain["source"] = {k: v for k, v in plain["source"].items() if v is not None}
         caption = plain["caption"]
         caption["engine"] = _without_none(caption["engine"])

@@ -1,7 +1,8 @@
 """The main job: which steps a config asks for, what each depends on, and running what is missing.
 
     pool:      ingest -> resolution -> embeddings -> (centroids) -> clusters -> (selection)
-    selected:  repack -> tags, objects, text -> hints -> prompts -> [(meta_sample) ->] captions
+    selected:  repack -> alt_texts, tags -> objects, text -> hints -> prompts
+               -> [(meta_sample) ->] captions
     then       export -> report
 
 Steps in round brackets read all shards; `meta_sample` is there when `caption.sample` is set. Each
@@ -15,18 +16,21 @@ from typing import TYPE_CHECKING, Protocol
 
 from fusion_pipeline.config import CaptionConfig, Config
 from fusion_pipeline.dataset.artifacts import Artifact
+from fusion_pipeline.dataset.evidence import EvidenceKind
 from fusion_pipeline.dataset.fingerprints import Fingerprint, fingerprint
 from fusion_pipeline.dataset.layout import Dataset
 from fusion_pipeline.dataset.schemas import SAMPLES, SOURCES
 from fusion_pipeline.dataset.storage import Storage
 from fusion_pipeline.engine.shard import Step
-from fusion_pipeline.engine.stage import Source, Stage
+from fusion_pipeline.engine.stage import Resources, Source, Stage
 from fusion_pipeline.export.captions import Export
 from fusion_pipeline.fuse.engines import engine_of
 from fusion_pipeline.fuse.stage import Caption
 from fusion_pipeline.ingest.filters import Resolution
 from fusion_pipeline.ingest.source import Ingest
-from fusion_pipeline.perceive.stage import Perceive
+from fusion_pipeline.perceive.alt_text import AltText
+from fusion_pipeline.perceive.merge_stages import TAGS, MergeObjects, MergeTags
+from fusion_pipeline.perceive.stage import Perceive, load_expert
 from fusion_pipeline.prompts.stages import HintsStage, PromptStage
 from fusion_pipeline.select.clusters import Centroids, Clusters
 from fusion_pipeline.select.embed import Embed
@@ -87,7 +91,10 @@ class Pipeline:
     selected: Dataset
     phases: tuple[ChainPhase | GlobalPhase, ...]
     export: Export
+    perceived: tuple[str, ...]
+    """Tables of all experts, and those that merge them."""
     evidence: tuple[str, ...]
+    """Tables that prompts and captions are made from: the merged ones, and those of texts."""
     sample: MetaSample | None = None
     """What draws the rows to caption; None: all are."""
 
@@ -115,7 +122,7 @@ class Pipeline:
             title=Path(self.config.run).name,
             pool=self.pool,
             selected=self.selected,
-            evidence=self.evidence,
+            evidence=self.perceived,
             prompts=self.export.prompts,
             captions=self.export.captions,
             settings=self.config.to_yaml(),
@@ -123,6 +130,10 @@ class Pipeline:
             groups=settings.groups,
             seed=settings.seed,
             out=Storage(self.config.run),
+            thresholds={
+                EvidenceKind.TAGS: self.config.hints.tag_threshold,
+                EvidenceKind.OBJECTS: self.config.hints.object_threshold,
+            },
             sample=tuple(step.name for step in [self.sample] if step),
         )
 
@@ -194,7 +205,8 @@ def build_pipeline(config: Config) -> Pipeline:
             *captioned,
         ),
         Export(selected, caption.name, stages[-1].name, Storage(f"{config.run}/export")),
-        tuple(stage.name for stage in stages if isinstance(stage, Perceive)),
+        tuple(stage.name for stage in stages if isinstance(stage, _PERCEIVES)),
+        evidence_of(config),
         sample,
     )
 
@@ -203,20 +215,56 @@ def _meta_sample(config: Config, repack: Repack) -> MetaSample | None:
     choice = config.caption.sample
     if choice is None:
         return None
-    evidence = tuple(Perceive(expert.name, expert.config).name for expert in config.experts)
     prompts = PromptStage(config.caption.template).name
-    return MetaSample(choice.size, choice.seed, choice.by, repack, prompts, evidence)
+    return MetaSample(choice.size, choice.seed, choice.by, repack, prompts, evidence_of(config))
 
 
 def _caption_stages(
     config: Config, dataset: Dataset, sample: MetaSample | None = None
 ) -> list[Stage]:
-    experts = [Perceive(choice.name, choice.config) for choice in config.experts]
-    evidence = tuple(expert.name for expert in experts)
+    perceive = _perceive_stages(config)
+    evidence = evidence_of(config)
     prompts = PromptStage(config.caption.template)
     also = (sample.name,) if sample else ()
     caption = _caption_stage(config.caption, dataset, evidence, prompts.name, also)
-    return [*experts, HintsStage(evidence, config.hints), prompts, caption]
+    return [*perceive, HintsStage(evidence, config.hints), prompts, caption]
+
+
+_PERCEIVES = (AltText, Perceive, MergeTags, MergeObjects)
+
+
+def _perceive_stages(config: Config) -> list[Stage]:
+    """The alt texts; every expert, the taggers first, since open-set detectors are told the tags;
+    and the merging of what they say."""
+    experts = [
+        Perceive(
+            choice.expert,
+            choice.config,
+            reads=(TAGS,) if load_expert(choice.expert).uses_tags else (),
+            resources=Resources(**choice.hosting.model_dump()),
+            label=choice.name,
+        )
+        for choice in config.experts
+    ]
+    of_kind = {kind: [e for e in experts if e.expert_class.kind is kind] for kind in EvidenceKind}
+    taggers, detectors = of_kind[EvidenceKind.TAGS], of_kind[EvidenceKind.OBJECTS]
+    stages: list[Stage] = [AltText(config.alt_text), *taggers]
+    if taggers:
+        stages.append(MergeTags(tuple(tagger.name for tagger in taggers)))
+    stages += [*detectors]
+    if detectors:
+        names = tuple(detector.name for detector in detectors)
+        stages.append(MergeObjects(names, bool(taggers), config.merge))
+    return [*stages, *of_kind[EvidenceKind.TEXT]]
+
+
+def evidence_of(config: Config) -> tuple[str, ...]:
+    """Tables that prompts and captions are made from: the merged ones, and those of texts."""
+    return tuple(
+        stage.name
+        for stage in _perceive_stages(config)
+        if not isinstance(stage, Perceive) or stage.expert_class.kind is EvidenceKind.TEXT
+    )
 
 
 def _caption_stage(

@@ -30,6 +30,7 @@ from fusion_pipeline.errors import FusionError, printable
 from fusion_pipeline.fuse.batch.config import BatchConfig
 from fusion_pipeline.fuse.endpoint import EndpointConfig, EndpointError
 from fusion_pipeline.ingest.source import Ingest
+from fusion_pipeline.perceive.merge_stages import MergeObjects, MergeTags
 from fusion_pipeline.perceive.stage import Perceive
 from fusion_pipeline.pipeline import smoke_steps
 
@@ -225,11 +226,11 @@ class _Trial:
                 card.problems.append(Problem(table, self._reason(step, row)))
             return
         card.seconds[table] = self.seconds[table, shard]
-        if isinstance(step.work, Perceive):
-            kind = step.work.expert_class.kind
+        if isinstance(step.work, Perceive | MergeTags | MergeObjects):
+            kind = EvidenceKind(table.partition("/")[0])
             found = card.evidence[table] = self._found(kind, row[kind.value])
             labels = [item.label for item in found if item.kept]
-            known = KNOWN[card.photo].get(kind, ())
+            known = KNOWN[card.photo].get(kind, ()) if isinstance(step.work, Perceive) else ()
             card.facts += [Fact(table, words[0], _says(kind, labels, words)) for words in known]
         card.prompt = row.get("prompt", card.prompt)
         card.caption, card.finish = row.get("caption"), row.get("finish")
@@ -247,7 +248,9 @@ class _Trial:
             OBJECTS: hints.object_threshold,
             TEXT: hints.text_threshold,
         }[kind]
-        if kind is not TEXT:
+        if kind is TEXT:
+            cell = [line for line in cell if line["text"]]  # unread lines have none
+        else:
             cell = sorted(cell, key=lambda item: -item["score"])
         name = "text" if kind is TEXT else "label"
         return [Found(i[name], round(i["score"], 4), i["score"] >= least) for i in cell]

@@ -112,7 +112,8 @@ def test_refresh_redoes_the_stale_shards_and_no_others(
     assert run(pipeline, until="captions/composer") == ""  # nothing is missing
     assert seen_in(pipeline) == stale
     run(pipeline, until="captions/composer", refresh=True)
-    versions = map(pipeline.selected.version, ("hints", "prompts/engine-v1", "captions/composer"))
+    after = ("tags/merged", "hints", "prompts/engine-v1", "captions/composer")
+    versions = map(pipeline.selected.version, after)
     expected = {f"selected/{version.path(int(Path(healed).stem))}" for version in versions}
     assert changed(stale, seen_in(pipeline)) == expected
     assert "export: " in run(pipeline, refresh=True)

@@ -73,8 +73,8 @@ def test_the_shipped_models_know_the_photos(smoke: Smoke, tmp_path: Path) -> Non
     for words, card in (("cat", cat), ("espresso", cards["coffee.png"]), (SIGN[0], sign)):
         assert words in card["prompt"]
         assert words in card["caption"]
-    stages = ["tags/efficientnet-lite2", "objects/nanodet", "text/rapidocr"]
-    stages += ["hints", "prompts/engine-v1", "captions/composer"]
+    stages = ["alt_texts", "tags/efficientnet-lite2", "tags/merged", "objects/nanodet"]
+    stages += ["objects/merged", "text/rapidocr", "hints", "prompts/engine-v1", "captions/composer"]
     assert [list(card["seconds"]) for card in cards.values()] == [stages] * len(KNOWN)
     assert all(0 <= s < 60 for card in cards.values() for s in card["seconds"].values())
     assert not Path(f"{tmp_path}-out").exists()  # the run itself is not touched
@@ -143,7 +143,7 @@ def test_a_photo_that_an_expert_fails_on_stops_there_alone(
     assert result.code == 1
     assert "failed   objects/nanodet: ValueError: sick; 1 of 4 photos\n" in result.out
     assert result.out.count("failed") == 1
-    assert result.out.count("-  not reached") == 3  # hints, prompt and caption of the sign
+    assert result.out.count("-  not reached") == 4  # merged, hints, prompt and caption of the sign
     assert "3 of 4 photos captioned, 3 of 3 known facts seen" in result.out
 
 

@@ -11,7 +11,7 @@ from fusion_pipeline.pipeline import Pipeline
 from fusion_pipeline.status import TableState, stale_artifacts, table_states
 from tests.jobs import EXPERT, job, make_photos, run, seen_in
 
-HINTS, PROMPTS, CAPTIONS = "hints", "prompts/engine-v1", "captions/composer"
+MERGED, HINTS, PROMPTS, CAPTIONS = "tags/merged", "hints", "prompts/engine-v1", "captions/composer"
 
 
 @pytest.fixture
@@ -66,14 +66,14 @@ def test_refresh_makes_the_stale_shard_anew_and_what_hangs_on_it(photos: Path) -
     pipeline = of(photos)
     finished = seen_in(pipeline)
     alter(pipeline.selected, EXPERT, 1)
-    # Read by hints and by the caption engine; not by prompts, which read hints.
-    assert flagged(of(photos)) == {HINTS: (0, 1, False), CAPTIONS: (0, 1, False)}
+    # What reads it; the others read that, which is not made anew yet.
+    assert flagged(of(photos)) == {MERGED: (0, 1, False)}
     altered = seen_in(pipeline)
     run(of(photos), refresh=True)
     assert flagged(of(photos)) == {}
     redone = {n for n, data in seen_in(pipeline).items() if data != altered.get(n)}
     assert {name.split("/v-")[0] for name in redone if name.startswith("selected")} == {
-        f"selected/tables/{name}" for name in (HINTS, PROMPTS, CAPTIONS)
+        f"selected/tables/{name}" for name in (MERGED, HINTS, PROMPTS, CAPTIONS)
     }
     assert all(name.endswith("00000001.parquet") for name in redone if "tables" in name)
     run(of(photos), retry_failed=True)  # the failed row of the expert, and its followers

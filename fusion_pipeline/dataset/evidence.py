@@ -25,6 +25,10 @@ class EvidenceKind(StrEnum):
     TEXT = "text"
 
 
+ALT_TEXTS = "alt_texts"
+"""The table of cleaned alt texts, and its column."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tag:
     label: str
@@ -40,11 +44,24 @@ class DetectedObject:
 
 @dataclass(frozen=True, slots=True)
 class TextLine:
-    """One line of text. `quad` holds its four corners, clockwise from the text's own top left."""
+    """One line of text. `quad` holds its four corners, clockwise from the text's own top left.
+
+    A line that the recogniser found but can't read is `unread`: its text is empty.
+    """
 
     text: str
     score: float
+    """Of the text; of an unread line, that it can't be read."""
     quad: tuple[float, float, float, float, float, float, float, float]
+    script: str = ""
+    """ISO 15924 code of most of its letters (Latn, Hani, ...); of an unread line a guess. Empty
+    without letters, and when there is no guess."""
+    block: int = 0
+    """Lines of one number are one paragraph or column; blocks are numbered in reading order."""
+
+    @property
+    def unread(self) -> bool:
+        return not self.text
 
     @property
     def box(self) -> Box:
@@ -68,6 +85,8 @@ ARROW_TYPES: dict[EvidenceKind, pa.DataType] = {
                 pa.field("text", pa.string()),
                 pa.field("score", pa.float32()),
                 pa.field("quad", pa.list_(pa.float32(), 8)),
+                pa.field("script", pa.string()),
+                pa.field("block", pa.int32()),
             ]
         )
     ),
@@ -86,7 +105,7 @@ def to_arrow(kind: EvidenceKind, rows: Sequence[Evidence | None]) -> pa.Array:
 
 def tags_from(cell: Sequence[dict[str, Any]] | None) -> list[Tag]:
     """A cell of a `tags/…` table, as `to_pylist` gives it; null reads as no evidence."""
-    return [Tag(**item) for item in cell or ()]
+    return [Tag(item["label"], item["score"]) for item in cell or ()]
 
 
 def objects_from(cell: Sequence[dict[str, Any]] | None) -> list[DetectedObject]:
@@ -95,5 +114,6 @@ def objects_from(cell: Sequence[dict[str, Any]] | None) -> list[DetectedObject]:
 
 
 def text_from(cell: Sequence[dict[str, Any]] | None) -> list[TextLine]:
-    """A cell of a `text/…` table; null reads as no evidence."""
-    return [TextLine(i["text"], i["score"], tuple(i["quad"])) for i in cell or ()]
+    """A cell of a `text/…` table; null reads as no evidence. Tables that were written before lines
+    had scripts and blocks are read, too."""
+    return [TextLine(**{**item, "quad": tuple(item["quad"])}) for item in cell or ()]

@@ -8,7 +8,7 @@ lines, names from tags and boxes. It is the offline baseline for engines that lo
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import ClassVar
 
@@ -17,10 +17,11 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
+from fusion_pipeline.dataset.blocks import reading_order
 from fusion_pipeline.dataset.evidence import Box, DetectedObject, Tag, TextLine
 from fusion_pipeline.dataset.images import RGB, DecodeError, decode
 from fusion_pipeline.fuse import base
-from fusion_pipeline.prompts.hints import area, reading_order
+from fusion_pipeline.prompts.hints import area
 from fusion_pipeline.prompts.untrusted import MAX_LABEL_CHARS, clean
 
 
@@ -65,7 +66,7 @@ class Statement:
 class Composer:
     """CaptionEngine that needs no model, no network and no randomness."""
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     def __init__(self, config: ComposerConfig | None = None) -> None:
         self._config = config or ComposerConfig()
@@ -84,7 +85,7 @@ class Composer:
         """The caption's sentences in order. Raises DecodeError when the image is unusable."""
         colours = _name_colours(decode(request.image, min_short_edge=64))
         things = _things(request, self._config)
-        cleaned = [TextLine(clean(t.text, 500), t.score, t.quad) for t in request.text]
+        cleaned = [replace(t, text=clean(t.text, 500)) for t in request.text if not t.unread]
         sure = [t for t in cleaned if round(t.score, 4) >= self._config.text_threshold]
         fewest = 2 if len(sure) < 3 else 1  # a lone letter is mostly a shape that looks like one
         lines = reading_order([t for t in sure if sum(map(str.isalnum, t.text)) >= fewest])

@@ -9,12 +9,20 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
 from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from fusion_pipeline.dataset.evidence import Box, DetectedObject, Tag, TextLine
+from fusion_pipeline.dataset.blocks import reading_order
+from fusion_pipeline.dataset.evidence import (
+    Box,
+    DetectedObject,
+    Tag,
+    TextLine,
+    objects_from,
+    tags_from,
+    text_from,
+)
 from fusion_pipeline.prompts.untrusted import MAX_LABEL_CHARS, clean
 
 T = TypeVar("T")
@@ -70,7 +78,7 @@ class Hints:
     objects: tuple[DetectedObject, ...] = ()
     """Grouped by label, then top to bottom, left to right."""
     text: tuple[TextLine, ...] = ()
-    """Reading order."""
+    """Reading order; unread lines are never among them."""
     alt_texts: tuple[str, ...] = ()
 
     def to_json(self) -> str:
@@ -84,72 +92,14 @@ class Hints:
         """Inverse of `to_json`. Raises ValueError (also KeyError, TypeError) for anything else."""
         plain: dict[str, Any] = json.loads(data)
         return cls(
-            tags=tuple(Tag(**tag) for tag in plain["tags"]),
-            objects=tuple(
-                DetectedObject(o["label"], o["score"], tuple(o["box"])) for o in plain["objects"]
-            ),
-            text=tuple(TextLine(t["text"], t["score"], tuple(t["quad"])) for t in plain["text"]),
+            tags=tuple(tags_from(plain["tags"])),
+            objects=tuple(objects_from(plain["objects"])),
+            text=tuple(text_from(plain["text"])),
             alt_texts=tuple(plain["alt_texts"]),
         )
 
 
-# --- order ---------------------------------------------------------------------------------------
-
-COLUMN_GAP = 0.04
-"""Narrowest white space between two columns, as a share of the width."""
-
-
-def reading_order(lines: Sequence[TextLine]) -> list[TextLine]:
-    """Lines from top to bottom, and column by column where white space separates columns.
-
-    Recursive XY-cut: a group is split at its widest gap between rows, or between columns when that
-    gap is about as wide and both sides hold two lines or more. A group without gaps is read in
-    rows (skewed lines overlap, so more than one row can be left).
-    """
-    ordered: list[TextLine] = []
-    stack = [sorted(lines, key=lambda line: (line.box[1], line.box[0], line.text, line.quad))]
-    while stack:
-        group = stack.pop()
-        if not group:
-            continue
-        across, right = _widest_gap(group, 0)
-        down, below = _widest_gap(group, 1)
-        columns = (
-            across > max(down / 1.5, COLUMN_GAP) and min(len(right), len(group) - len(right)) > 1
-        )
-        rest = right if columns else below
-        if not rest:
-            ordered += _rows(group)
-            continue
-        second = {id(line) for line in rest}
-        stack += [rest, [line for line in group if id(line) not in second]]
-    return ordered
-
-
-def _rows(group: list[TextLine]) -> list[TextLine]:
-    """A line opens a new row when its middle lies below the first one's by half a height."""
-    by_middle = sorted(group, key=lambda line: line.box[1] + line.box[3])
-    rows: list[list[TextLine]] = []
-    for line in by_middle:
-        first = rows[-1][0].box if rows else (0.0, -2.0, 0.0, -2.0)
-        if line.box[1] + line.box[3] - first[1] - first[3] > max(first[3] - first[1], 1e-6):
-            rows.append([])
-        rows[-1].append(line)
-    return [line for row in rows for line in sorted(row, key=lambda line: line.box[0])]
-
-
-def _widest_gap(group: list[TextLine], axis: int) -> tuple[float, list[TextLine]]:
-    """Width of the widest empty band on an axis (0: x, 1: y), and the lines beyond it."""
-    by_start = sorted(group, key=lambda line: line.box[axis])
-    # Letters' boxes overlap the next line's by a hair; a third of the height is let go.
-    slack = (lambda box: (box[3] - box[1]) / 3) if axis else (lambda box: 0.0)
-    widest, cut, reach = 0.0, len(group), 0.0
-    for index, (last, line) in enumerate(pairwise(by_start), start=1):
-        reach = max(reach, last.box[axis + 2] - slack(last.box))
-        gap = line.box[axis] - reach
-        if gap > widest:
-            widest, cut = gap, index
-    return widest, by_start[cut:]
+# --- draw ----------------------------------------------------------------------------------------
 
 
 def _balanced(objects: Sequence[DetectedObject], key: str, config: HintConfig) -> Iterator[int]:
@@ -215,6 +165,7 @@ def choose_hints(
         replace(t, text=clean(t.text, cap), score=round(t.score, 4), quad=_round_quad(t.quad))
         for t in text
     ]
+    # Unread lines go here, too: they have no text.
     lines = [t for t in lines if t.text and t.score >= config.text_threshold]
     alts = list(dict.fromkeys(filter(None, (clean(alt, cap) for alt in alt_texts))))
 

@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from fusion_pipeline.dataset.evidence import (
+    ALT_TEXTS,
     DetectedObject,
     EvidenceKind,
     Tag,
@@ -32,9 +33,14 @@ class RowEvidence:
 
 
 def read_evidence(block: ShardBlock, tables: Sequence[str]) -> list[RowEvidence]:
-    """Evidence of each row of a block. Experts of one kind are put one after the other."""
+    """Evidence of each row of a block. Experts of one kind are put one after the other. Alt texts
+    are the sample's own, or what is left of them where the table of the cleaned ones is read."""
     rows = [RowEvidence([], [], [], list(texts)) for texts in block.column("samples", "alt_texts")]
     for table in tables:
+        if table == ALT_TEXTS:
+            for row, cell in zip(rows, block.column(table, ALT_TEXTS), strict=True):
+                row.alt_texts[:] = [one["text"] for one in cell or () if one["text"]]
+            continue
         kind = EvidenceKind(table.split("/")[0])
         for row, cell in zip(rows, block.column(table, kind.value), strict=True):
             match kind:
@@ -57,7 +63,7 @@ class HintsStage:
     resources: Resources = CPU_WORKER
 
     name = "hints"
-    version = 2
+    version = 3
     columns: Sequence[pa.Field] = (pa.field("hints", pa.string()),)
 
     def settings(self) -> Mapping[str, Any]:

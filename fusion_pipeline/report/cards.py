@@ -1,6 +1,6 @@
 """Sample cards: one sample with its picture, all its hints, its prompt and its caption."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from fusion_pipeline.dataset.layout import Dataset
 from fusion_pipeline.dataset.schemas import SAMPLES
 from fusion_pipeline.dataset.tables import NoTableError
 from fusion_pipeline.prompts.hints import Hints
+from fusion_pipeline.report.agreement import OBJECTS, finders
 from fusion_pipeline.report.draw import Draw
 from fusion_pipeline.report.pictures import Mark, Picture, marks_of, read_picture
 
@@ -40,9 +41,16 @@ class Card:
 
 
 def make_cards(
-    pool: Dataset, selected: Dataset, prompts: str, captions: str, count: int, seed: int
+    pool: Dataset,
+    selected: Dataset,
+    prompts: str,
+    captions: str,
+    count: int,
+    seed: int,
+    colours: Mapping[str, str] | None = None,
 ) -> list[Card]:
-    """Cards of up to `count` samples, drawn by key hash and spread over the clusters.
+    """Cards of up to `count` samples, drawn by key hash and spread over the clusters. `colours`:
+    see `colours_of`.
 
     One shard's tables are in memory at a time; pictures are read one by one.
     """
@@ -54,11 +62,32 @@ def make_cards(
     for shard, samples in selected.iterate(SAMPLES) if keys else ():
         here = set(keys).intersection(samples["key"].to_pylist())
         if here:
-            tables = [_read(selected, name, shard) for name in ("hints", prompts, captions)]
+            names = ("hints", prompts, captions, OBJECTS)
+            tables = [_read(selected, name, shard) for name in names]
             for key in sorted(here):
                 rows = [_row(table, key) for table in (samples, *tables)]
-                found[key] = _card(selected, shard, *rows)
+                found[key] = _card(selected, shard, colours or {}, *rows)
     return [found[key] for key in keys]
+
+
+MANY = "several"
+_HUES = 5
+
+
+def colours_of(evidence: Sequence[str]) -> dict[str, str]:
+    """CSS class of the boxes of each detector, by name, and of those that several found. Empty for
+    one detector. After five they repeat."""
+    names = [table.partition("/")[2] for table in evidence if table.startswith("objects/")]
+    detectors = [name for name in names if f"objects/{name}" != OBJECTS]
+    if len(detectors) < 2:
+        return {}
+    classes = {name: f"found-{number % _HUES + 1}" for number, name in enumerate(detectors)}
+    return classes | {MANY: "found-many"}
+
+
+def _colour(experts: Sequence[str], colours: Mapping[str, str]) -> str:
+    found = [colours[name] for name in experts if name in colours]
+    return found[0] if len(found) == 1 else colours.get(MANY, "") if found else ""
 
 
 def _clusters_of_selected(pool: Dataset, selected: Dataset) -> Iterator[tuple[str, str]]:
@@ -92,23 +121,29 @@ def _row(table: pa.Table | None, key: str) -> dict[str, Any]:
 def _card(
     dataset: Dataset,
     shard: int,
+    colours: Mapping[str, str],
     sample: dict[str, Any],
     hints: dict[str, Any],
     prompt: dict[str, Any],
     caption: dict[str, Any],
+    objects: dict[str, Any],
 ) -> Card:
     chosen = Hints.from_json(hints["hints"]) if hints["status"] == "ok" else Hints()
     try:
         picture = read_picture(dataset, shard, sample, LONG_SIDE)
     except DecodeError:
         picture = None
+    styles = {
+        place: _colour(experts, colours)
+        for place, experts in finders(objects.get("objects")).items()
+    }
     return Card(
         key=sample["key"],
         picture=picture,
         width=sample["width"],
         height=sample["height"],
         format=sample["format"],
-        marks=tuple(marks_of(chosen, picture.width, picture.height)) if picture else (),
+        marks=tuple(marks_of(chosen, picture.width, picture.height, styles)) if picture else (),
         hints=chosen,
         alt_texts=tuple(sample["alt_texts"]),
         urls=tuple(sample["urls"]),

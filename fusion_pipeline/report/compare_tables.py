@@ -6,7 +6,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from fusion_pipeline.dataset.blocks import reading_order
 from fusion_pipeline.dataset.evidence import (
+    ALT_TEXTS,
     EvidenceKind,
     TextLine,
     objects_from,
@@ -16,7 +18,7 @@ from fusion_pipeline.dataset.evidence import (
 from fusion_pipeline.dataset.layout import Dataset, TableVersion
 from fusion_pipeline.dataset.schemas import SAMPLES
 from fusion_pipeline.dataset.tables import Footer
-from fusion_pipeline.prompts.hints import HintConfig, Hints, reading_order
+from fusion_pipeline.prompts.hints import HintConfig, Hints
 from fusion_pipeline.prompts.untrusted import clean
 from fusion_pipeline.report.compare_measures import Known, Row
 
@@ -30,8 +32,9 @@ class PairTables:
     def __init__(self, dataset: Dataset, engines: tuple[str, str], evidence: Sequence[str]) -> None:
         self.dataset = dataset
         self._engines = [f"{CAPTIONS}{name}" for name in engines]
-        self._evidence = evidence
-        names = [SAMPLES, "hints", *self._engines, *evidence]
+        # A caption may quote an alt text as it was: those of the samples are read.
+        self._evidence = [table for table in evidence if table != ALT_TEXTS]
+        names = [SAMPLES, "hints", *self._engines, *self._evidence]
         self._versions = {name: dataset.current(name) for name in names}
         self.shards = sorted(dataset.shards_of(self.version(SAMPLES)))
 
@@ -95,7 +98,7 @@ class _Cells:
     def add(self, kind: EvidenceKind, cell: Sequence[dict[str, Any]] | None) -> None:
         match kind:
             case EvidenceKind.TEXT:
-                self.lines += text_from(cell)
+                self.lines += [line for line in text_from(cell) if not line.unread]
             case EvidenceKind.TAGS:
                 self.texts += [tag.label for tag in tags_from(cell)]
             case EvidenceKind.OBJECTS:

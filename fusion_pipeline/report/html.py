@@ -6,7 +6,8 @@ security policy in the page's head forbids every request.
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,15 @@ from fusion_pipeline.dataset.fingerprints import canonical_json, short_hash
 from fusion_pipeline.dataset.layout import Dataset
 from fusion_pipeline.dataset.schemas import SAMPLES
 from fusion_pipeline.dataset.storage import Storage
-from fusion_pipeline.report.cards import make_cards
+from fusion_pipeline.report.agreement import count_agreement
+from fusion_pipeline.report.cards import colours_of, make_cards
 from fusion_pipeline.report.failures import list_failures
 from fusion_pipeline.report.flow import POOL_TABLES, count_funnel
 from fusion_pipeline.report.groups import make_groups
 from fusion_pipeline.report.lengths import measure_captions, nice_step
 from fusion_pipeline.report.timing import read_timing
 
-VERSION = 1
+VERSION = 2
 """Raised when the page changes for the same inputs."""
 FILE = "report.html"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -41,7 +43,7 @@ class Report:
     pool: Dataset
     selected: Dataset
     evidence: tuple[str, ...]
-    """Tables of the experts, for example `objects/nanodet`."""
+    """Tables of the experts and the merged ones, for example `objects/nanodet`."""
     prompts: str
     """Table of prompts, for example `prompts/engine-v1`."""
     captions: str
@@ -56,6 +58,8 @@ class Report:
     """Of the draw of both."""
     out: Storage
     """Folder that `report.html` goes into."""
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    """Scores from which evidence is believed, by kind."""
     sample: tuple[str, ...] = ()
     """The table of the rows drawn for captions, if there is one."""
 
@@ -88,6 +92,7 @@ class Report:
         self.out.put(FILE, page.encode())
 
     def _content(self) -> dict[str, Any]:
+        colours = colours_of(self.evidence)
         digest = self._digest()  # first: a table that changes from here on outdates the page
         stages = (*self._selected_tables()[1:],)
         of_pool = ("ingest", "resolution", "embeddings", "centroids", "clusters", "selection")
@@ -104,8 +109,16 @@ class Report:
             "lengths": measure_captions(self.selected, self.captions),
             "failures": list_failures(tables),
             "groups": make_groups(self.pool, self.groups, self.seed),
+            "agreements": count_agreement(self.selected, self.evidence, self.thresholds),
+            "colours": colours,
             "cards": make_cards(
-                self.pool, self.selected, self.prompts, self.captions, self.cards, self.seed
+                self.pool,
+                self.selected,
+                self.prompts,
+                self.captions,
+                self.cards,
+                self.seed,
+                colours,
             ),
         }
 

@@ -52,6 +52,8 @@ class Mark:
 
     kind: str
     """objects or text."""
+    style: str
+    """CSS classes: the kind, and of an object who found it."""
     label: str
     score: float
     points: str
@@ -60,19 +62,23 @@ class Mark:
     """CSS position of the label, in percent of the picture."""
 
 
-def marks_of(hints: Hints, width: int, height: int) -> list[Mark]:
-    """Objects first, then text lines; a text line's label is its place in reading order, from 1."""
+def marks_of(
+    hints: Hints, width: int, height: int, styles: Mapping[tuple[str, Box], str] | None = None
+) -> list[Mark]:
+    """Objects first, then text lines; a text line's label is its place in reading order, from 1.
+    `styles`: CSS class of an object, by label and box."""
     marks: list[Mark] = []
     taken: list[tuple[float, float]] = []
     for found in hints.objects:
         x1, y1, x2, y2 = found.box
         points = _points((x1, y1, x2, y1, x2, y2, x1, y2), width, height)
         anchor = _object_anchor(found.box, width, height, taken)
-        marks.append(Mark("objects", found.label, found.score, points, anchor))
+        style = f"objects {(styles or {}).get((found.label, found.box), '')}".rstrip()
+        marks.append(Mark("objects", style, found.label, found.score, points, anchor))
     for place, line in enumerate(hints.text, start=1):
         points = _points(line.quad, width, height)
         marks.append(
-            Mark("text", str(place), line.score, points, _text_anchor(line, width, height))
+            Mark("text", "text", str(place), line.score, points, _text_anchor(line, width, height))
         )
     return marks
 

@@ -440,7 +440,7 @@ def test_an_unusable_image_is_a_typed_failure(data: bytes) -> None:
 def test_real_experts_on_a_close_up_of_a_cat() -> None:
     """The detector's person is the tagger's cat, with the shipped weights on a real photo."""
     data = pytest.importorskip("skimage.data", reason="the photo comes from scikit-image")
-    from experts.base import Context
+    from experts.base import Context, Hardware
     from experts.detection.nanodet import NanoDet
     from experts.tagging.efficientnet_lite2 import EfficientNetLite2Tagger
 
@@ -448,8 +448,9 @@ def test_real_experts_on_a_close_up_of_a_cat() -> None:
     out = io.BytesIO()
     Image.fromarray(photo).save(out, "PNG")
     context = [Context(photo.shape[1], photo.shape[0])]
-    tags = EfficientNetLite2Tagger(EfficientNetLite2Tagger.Config(), 1)([photo], context)[0]
-    objects = NanoDet(NanoDet.Config(), 1)([photo], context)[0]
+    tagger = EfficientNetLite2Tagger(EfficientNetLite2Tagger.Config(), Hardware())
+    [tags] = tagger([photo], context)
+    [objects] = NanoDet(NanoDet.Config(), Hardware())([photo], context)
     assert "person" in {o.label for o in objects if o.score > 0.5}  # the detector is wrong here
     caption = write(ask(out.getvalue(), tags=tags, objects=objects))
     assert caption.startswith("There is a cat filling most of the frame. Brown,")

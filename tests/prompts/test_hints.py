@@ -1,5 +1,6 @@
 """Choosing hints: thresholds, the balanced draw, order, budget, and text made harmless."""
 
+import json
 import random
 
 import pytest
@@ -14,7 +15,6 @@ from fusion_pipeline.prompts.hints import (
     Hints,
     area,
     choose_hints,
-    reading_order,
 )
 from fusion_pipeline.prompts.render import render, template_names
 from fusion_pipeline.prompts.untrusted import clean
@@ -125,31 +125,19 @@ def test_objects_are_grouped_by_label_then_placed_top_to_bottom() -> None:
     ]  # fmt: skip
 
 
-def test_reading_order_reads_headline_then_column_by_column() -> None:
-    page = [
-        line("Headline", 0.1, 0.02, 0.9, 0.10),
-        *(line(f"left {i}", 0.05, 0.2 + 0.05 * i, 0.45, 0.24 + 0.05 * i) for i in range(4)),
-        *(line(f"right {i}", 0.55, 0.21 + 0.05 * i, 0.95, 0.25 + 0.05 * i) for i in range(4)),
-        line("Foot", 0.3, 0.9, 0.6, 0.95),
-    ]
-    random.Random(3).shuffle(page)
-    assert [found.text for found in reading_order(page)] == [
-        "Headline", *(f"left {i}" for i in range(4)), *(f"right {i}" for i in range(4)), "Foot",
-    ]  # fmt: skip
+def test_unread_lines_and_lines_of_little_score_are_no_hints() -> None:
+    unread = TextLine("", 0.99, (0, 0, 1, 0, 1, 0.1, 0, 0.1), script="Cyrl")
+    hints = chosen(text=[unread, line("OPEN", 0, 0.2, 1, 0.3), line("I1l", 0, 0.4, 1, 0.5, 0.4)])
+    assert [found.text for found in hints.text] == ["OPEN"]
+    for template in template_names():
+        assert "Cyrl" not in render(template, hints)
 
 
-def test_reading_order_of_skewed_lines_goes_down() -> None:
-    skewed = [
-        TextLine(str(i), 0.9, (0.2, 0.5 + 0.04 * i, 0.8, 0.56 + 0.04 * i, 0.8, 0.6 + 0.04 * i, 0.2,
-                               0.54 + 0.04 * i))
-        for i in range(4)
-    ]  # fmt: skip
-    assert [found.text for found in reading_order(skewed[::-1])] == ["0", "1", "2", "3"]
-
-
-@given(text)
-def test_reading_order_loses_nothing(lines: list[TextLine]) -> None:
-    assert sorted(reading_order(lines), key=repr) == sorted(lines, key=repr)
+def test_hints_that_were_stored_before_lines_had_scripts_and_blocks_are_read() -> None:
+    quad = [0.1, 0.1, 0.4, 0.1, 0.4, 0.2, 0.1, 0.2]
+    old = {"text": "CAFÉ", "score": 0.9, "quad": quad}
+    stored = json.dumps({"tags": [], "objects": [], "text": [old], "alt_texts": []})
+    assert Hints.from_json(stored).text == (TextLine("CAFÉ", 0.9, tuple(quad)),)
 
 
 def test_boxes_cannot_starve_text_and_tags_are_cut_first() -> None:

@@ -201,6 +201,7 @@ def test_nothing_selected_and_no_duplicates(tmp_path: Path) -> None:
     page = Page(run.page)
     assert page.of("p.empty") == [
         "No sample is selected yet.",
+        "No tags or objects are merged yet.",
         "No duplicates were found.",
         "There are no captions yet.",
         "No run is logged.",
