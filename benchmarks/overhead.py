@@ -22,8 +22,8 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.result import finish
-from experts import EXPERTS
-from experts.base import Context
+from experts import SHIPPED
+from experts.base import Context, Hardware
 from fusion_pipeline.config import load_config
 from fusion_pipeline.dataset.images import decode
 from fusion_pipeline.dataset.layout import Dataset
@@ -32,6 +32,7 @@ from fusion_pipeline.demo import make_demo_data
 from fusion_pipeline.engine.chain import Chain
 from fusion_pipeline.engine.ray_pool import RayOptions, run_on_ray, start_ray, stop_ray
 from fusion_pipeline.engine.shard import ShardResult, Step
+from fusion_pipeline.engine.stage import Stage
 from fusion_pipeline.perceive.stage import Perceive, load_expert
 from fusion_pipeline.pipeline import build_pipeline
 from fusion_pipeline.runner import Options, Runner
@@ -56,7 +57,7 @@ def make_pool(folder: Path, images: int) -> Dataset:
 def bare_worker(
     pool: Dataset, experts: Sequence[str], shards: Any, ready: Barrier, done: Any
 ) -> None:
-    models = [load_expert(name)(load_expert(name).Config(), 1) for name in experts]
+    models = [load_expert(name)(load_expert(name).Config(), Hardware()) for name in experts]
     for model in models:  # the first call allocates
         model([decode(next(iter(pool.read_images(0).values())))], [Context(1, 1)])
     ready.wait()
@@ -86,15 +87,20 @@ def run_bare(pool: Dataset, experts: Sequence[str]) -> float:
     return float(ended - started)
 
 
-def run_ours(pool: Dataset, experts: Sequence[str]) -> float:
+def stages_of(experts: Sequence[str]) -> list[Stage]:
+    return [Perceive(name, load_expert(name).Config()) for name in experts]
+
+
+def run_ours(pool: Dataset, stages: Sequence[Stage]) -> float:
     """Seconds from the first shard begun to the last table committed."""
-    stages = [Perceive(name, load_expert(name).Config()) for name in experts]
     with hold_lease(pool.storage, "benchmark") as token:
         for stage in stages:
             pool.drop_table(stage.name, token)
     samples = build_pipeline(load_config(CONFIG, [f"run={Path(pool.storage.root).parent}"]))
     made_by = samples.phases[0].steps[0].made_by  # type: ignore[union-attr]
-    steps = tuple(Step(stage, made_by, {"samples": made_by}) for stage in stages)
+    steps = tuple(
+        Step(stage, made_by, dict.fromkeys(("samples", *stage.reads), made_by)) for stage in stages
+    )
     begun, ended = float("inf"), 0.0
     start_ray(RayOptions(cpus=CORES))
     try:
@@ -116,13 +122,13 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--tagger-only", action="store_true")
     options = parser.parse_args()
-    experts = ["efficientnet-lite2"] if options.tagger_only else list(EXPERTS)
+    experts = ["efficientnet-lite2"] if options.tagger_only else list(SHIPPED)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         pool = make_pool(Path(folder), options.images)
         images = sum(table.num_rows for _, table in pool.iterate("samples"))
         for run in range(options.runs):
-            bare, ours = run_bare(pool, experts), run_ours(pool, experts)
+            bare, ours = run_bare(pool, experts), run_ours(pool, stages_of(experts))
             rows.append(
                 {
                     "run": run,
