@@ -75,7 +75,7 @@ class RapidOcr:
     """
 
     kind: ClassVar[EvidenceKind] = EvidenceKind.TEXT
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     uses_tags: ClassVar[bool] = False
     batch_size: int = 1
     min_short_edge: ClassVar[int | None] = None
