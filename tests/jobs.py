@@ -3,6 +3,7 @@
 import io
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from rich.console import Console
 
@@ -18,7 +19,8 @@ EXPERT = "tags/efficientnet-lite2"
 def make_photos(folder: Path, count: int = 12) -> Path:
     folder.mkdir()
     for i in range(count):
-        image = Image.effect_noise((270, 260), 20 + 10 * i).convert("RGB")
+        noise = np.random.default_rng(i).normal(128, 20 + 10 * i, (260, 270))
+        image = Image.fromarray(noise.clip(0, 255).astype(np.uint8)).convert("RGB")
         image.paste((20 * i, 255 - 20 * i, 90), (0, 0, 20 + 20 * i, 130))
         image.save(folder / f"{i:02d}.png")
     return folder

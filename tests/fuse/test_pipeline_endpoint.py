@@ -32,7 +32,7 @@ def photos(folder: Path) -> Path:
         image = Image.effect_noise((300, 280), 40 + 20 * i).convert("RGB")
         image.paste((40 * i, 90, 200 - 30 * i), (0, 0, 150, 280))
         image.save(folder / f"{i}.jpg")
-        (folder / f"{i}.txt").write_text(f"picture {i}")
+        (folder / f"{i}.txt").write_text(f"A barn, picture {i}")
     return folder
 
 
