@@ -16,14 +16,16 @@ def session(path: Path, hardware: Hardware) -> ort.InferenceSession:
     return _gpu_session(path) if hardware.gpu else cpu_session(path, hardware.threads)
 
 
-def cpu_session(path: Path, threads: int) -> ort.InferenceSession:
-    """A CPU session of `threads` threads, silent but for fatal errors.
+def cpu_session(model: Path | bytes, threads: int) -> ort.InferenceSession:
+    """A CPU session of `threads` threads, silent but for fatal errors. `model`: a file, or what
+    such a file holds.
 
     Operators run one after another, and idle threads sleep instead of spinning: on a machine
     where every core runs a worker, a spinning thread is a core taken from another model.
     """
+    graph = model if isinstance(model, bytes) else str(model)
     return ort.InferenceSession(
-        str(path), sess_options=_options(threads), providers=["CPUExecutionProvider"]
+        graph, sess_options=_options(threads), providers=["CPUExecutionProvider"]
     )
 
 

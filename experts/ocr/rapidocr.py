@@ -8,7 +8,7 @@ turned, prepares images in float64 and rescales crops that nobody reads.
 
 import hashlib
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -21,10 +21,13 @@ import rapidocr
 from pydantic import Field
 from rapidocr.ch_ppocr_cls import TextClassifier
 from rapidocr.ch_ppocr_det import TextDetector
-from rapidocr.ch_ppocr_rec import TextRecInput, TextRecognizer
 from rapidocr.utils.process_img import get_rotate_crop_image
 
 from experts.base import Context, ExpertConfig, Hardware
+from experts.ocr.recogniser import Recognised, Recogniser
+from experts.ocr.scripts import WEIGHTS as SCRIPT_WEIGHTS
+from experts.ocr.scripts import Guess, ScriptGuess, features, kind_of, script_of
+from fusion_pipeline.dataset.blocks import reading_order
 from fusion_pipeline.dataset.evidence import EvidenceKind, TextLine
 from fusion_pipeline.dataset.images import RGB
 
@@ -44,14 +47,14 @@ TALL = 1.5
 MAX_ASPECT = 64
 """Crops longer than this many times their height are squeezed: the recogniser's memory grows
 with the length, and a hairline across a hostile image would need gigabytes."""
-TURNED_SCORE = 0.9
-"""Confidence over which the direction classifier's "upside down" is believed."""
+SURE_SCORE = 0.95
+"""Score from which a line counts as read with confidence."""
 
 
 @cache
 def _revision() -> str:
     digest = hashlib.sha256()
-    for path in WEIGHTS.values():
+    for path in (*WEIGHTS.values(), SCRIPT_WEIGHTS):
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return f"rapidocr-{metadata.version('rapidocr')}+sha256:{digest.hexdigest()[:16]}"
@@ -60,22 +63,32 @@ def _revision() -> str:
 class RapidOcrConfig(ExpertConfig):
     score_floor: float = Field(default=0.3, ge=0, le=1)
     """Lines are dropped below this mean confidence of their characters."""
+    unread_score: float = Field(default=0.4, ge=0, le=1)
+    """Lines are recorded as unread from this probability that their script can't be read."""
+    unread_score_sure: float = Field(default=0.8, ge=0, le=1)
+    """The same for lines that are read with confidence: most of them are Latin or Chinese."""
     detection_long_side: int = Field(default=960, ge=GRID, le=4096)
     """Lines are searched for in a copy with at most this long side, and read in the
     original. 1280 finds 12-px text in 1600-px images at twice the detector's time."""
     box_score: float = Field(default=0.5, ge=0, le=1)
     """Least mean text probability inside a detected box."""
 
+    def is_unread(self, guess: Guess, score: float) -> bool:
+        """`score`: of what the recogniser wrote."""
+        sure = score >= SURE_SCORE
+        return guess.unreadable >= (self.unread_score_sure if sure else self.unread_score)
+
 
 class RapidOcr:
-    """Text lines in reading order: rows from the top, left to right inside a row.
+    """Text lines in reading order.
 
-    The dictionary has Latin, Greek, Chinese and kana characters; lines of other scripts are found
-    but misread. Lines are recognised one at a time, so that no line's text depends on another.
+    Latin, Chinese and Japanese are read. Lines of other scripts are recorded as unread, with a
+    guess of their script (`scripts.py`); a few words that look like Latin ones slip through. Lines
+    are recognised one at a time, so that no line's text depends on another.
     """
 
     kind: ClassVar[EvidenceKind] = EvidenceKind.TEXT
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     uses_tags: ClassVar[bool] = False
     batch_size: int = 1
     min_short_edge: ClassVar[int | None] = None
@@ -86,8 +99,31 @@ class RapidOcr:
         return _revision()
 
     def __init__(self, config: RapidOcrConfig, hardware: Hardware) -> None:
-        cv2.setNumThreads(hardware.threads)
         self._config = config
+        self._reader = LineReader(config, hardware)
+        self._kinds = np.array([kind_of(character) for character in self._reader.characters])
+        self._guess = ScriptGuess.load()
+
+    def __call__(self, images: Sequence[RGB], context: Sequence[Context]) -> list[list[TextLine]]:
+        return [reading_order(list(self._lines(image))) for image in images]
+
+    def _lines(self, image: RGB) -> Iterator[TextLine]:
+        height, width = image.shape[:2]
+        for quad, read in self._reader(image):
+            corners = tuple((quad / (width, height)).clip(0, 1).ravel().tolist())
+            guess = self._guess(features(read, self._kinds))
+            if self._config.is_unread(guess, read.score):
+                yield TextLine("", guess.unreadable, corners, guess.script)
+            elif (text := clean(read.text)) and read.score >= self._config.score_floor:
+                yield TextLine(text, float(read.score), corners, script_of(text))
+
+
+class LineReader:
+    """Finds lines and recognises each, whatever its script."""
+
+    def __init__(self, config: RapidOcrConfig, hardware: Hardware) -> None:
+        cv2.setNumThreads(hardware.threads)
+        self._long_side = config.detection_long_side
         settings = rapidocr.RapidOCR(
             params={
                 "Global.log_level": "critical",
@@ -96,46 +132,40 @@ class RapidOcr:
                 "EngineConfig.onnxruntime.intra_op_num_threads": hardware.threads,
                 "EngineConfig.onnxruntime.inter_op_num_threads": 1,
                 "Det.box_thresh": config.box_score,
-                "Cls.cls_thresh": TURNED_SCORE,
-                # One line a batch: no padding to the longest of six, a fifth faster.
-                "Rec.rec_batch_num": 1,
-                "Rec.rec_img_shape": [3, 48, 160],
-                "Rec.font_path": None,
             }
         ).cfg
-        for part in WEIGHTS:
+        for part in ("Det", "Cls"):
             settings[part].engine_cfg = settings.EngineConfig.onnxruntime
         self._detector = TextDetector(settings.Det)
         self._classifier = TextClassifier(settings.Cls)
-        self._recogniser = TextRecognizer(settings.Rec)
+        self._recogniser = Recogniser(WEIGHTS["Rec"], hardware.threads)
 
-    def __call__(self, images: Sequence[RGB], context: Sequence[Context]) -> list[list[TextLine]]:
-        return [reading_order(self._read(image)) for image in images]
+    @property
+    def characters(self) -> list[str]:
+        """What the recogniser can write, by index."""
+        return self._recogniser.characters
 
-    def _read(self, image: RGB) -> list[TextLine]:
-        height, width = image.shape[:2]
+    def __call__(self, image: RGB) -> Iterator[tuple[Quad, Recognised]]:
+        """Each line's corners, from the text's own top left clockwise, and what was read."""
         bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
         quads = self._detect(bgr)
         if not len(quads):
-            return []
+            return
         crops = [_squeeze(get_rotate_crop_image(bgr, quad.copy())) for quad in quads]
-        turns = self._classifier(crops)
-        read = self._recogniser(TextRecInput(img=turns.img_list))
-        lines = []
-        for quad, turn, text, score in zip(
-            quads, turns.cls_res, read.txts, read.scores, strict=True
-        ):
-            text = clean(text)
-            if text and score >= self._config.score_floor:
-                own = from_own_top_left(quad, turn[0] == "180" and turn[1] > TURNED_SCORE)
-                corners = (own / (width, height)).clip(0, 1)
-                lines.append(TextLine(text, float(score), tuple(corners.ravel().tolist())))
-        return lines
+        turns = self._classifier(crops).cls_res
+        for quad, crop, (turn, _) in zip(quads, crops, turns, strict=True):
+            read, upside_down = self._recogniser(crop), False
+            if turn == "180":
+                # The classifier is often wrong of blurred lines; the surer of two readings seldom.
+                turned = self._recogniser(cv2.rotate(crop, cv2.ROTATE_180))
+                upside_down = turned.score > read.score
+                read = turned if upside_down else read
+            yield from_own_top_left(quad, upside_down), read
 
     def _detect(self, bgr: RGB) -> npt.NDArray[np.float32]:
         """Quads of text lines, float32 [n, 4, 2], in pixels of `bgr`."""
         height, width = bgr.shape[:2]
-        scale = min(1.0, self._config.detection_long_side / max(height, width))
+        scale = min(1.0, self._long_side / max(height, width))
         size = (_to_grid(width * scale), _to_grid(height * scale))
         # Bilinear skips pixels when it shrinks by more than two.
         mode = cv2.INTER_AREA if scale < 0.5 else cv2.INTER_LINEAR
@@ -172,28 +202,3 @@ def from_own_top_left(quad: Quad, upside_down: bool) -> Quad:
     top, right, bottom, left = (np.linalg.norm(quad - np.roll(quad, -1, axis=0), axis=1)).tolist()
     first = int(int(max(left, right)) / int(max(top, bottom)) >= TALL) + 2 * upside_down
     return np.roll(quad, -first, axis=0)
-
-
-def reading_order(lines: Sequence[TextLine]) -> list[TextLine]:
-    """Rows from the top, left to right inside a row.
-
-    The highest line not yet placed opens a row; lines whose middle is less than half a line
-    height (the lower of the two) below its middle join it.
-    """
-
-    def middle(line: TextLine) -> float:
-        return (line.box[1] + line.box[3]) / 2
-
-    def height(line: TextLine) -> float:
-        return line.box[3] - line.box[1]
-
-    waiting = sorted(lines, key=lambda line: (middle(line), line.quad, line.text))
-    ordered: list[TextLine] = []
-    while waiting:
-        first, *others = waiting
-        row, waiting = [first], []
-        for line in others:
-            near = middle(line) - middle(first) < min(height(line), height(first)) / 2
-            (row if near else waiting).append(line)
-        ordered += sorted(row, key=lambda line: (line.box[0], line.quad, line.text))
-    return ordered

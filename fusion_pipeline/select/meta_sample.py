@@ -130,7 +130,7 @@ class MetaSample:
     """Tables of the experts."""
 
     name = META_SAMPLE
-    version = 1
+    version = 2
     columns: Sequence[pa.Field] = (
         pa.field("cluster", pa.int32()),  # of the pool's selection
         pa.field("has_text", pa.bool_()),  # a text expert read a line; null without such an expert
@@ -191,9 +191,8 @@ class MetaSample:
             text = np.full(len(live), 0 if self._text else -1, np.int8)
             for name in self._text:
                 lines = dataset.read_table(name, shard)[0][EvidenceKind.TEXT.value]
-                text |= (pc.fill_null(pc.list_value_length(lines), 0).to_numpy() > 0).astype(
-                    np.int8
-                )
+                read = [any(line["text"] for line in cell or ()) for cell in lines.to_pylist()]
+                text |= np.array(read, np.int8)
             yield key_hashes(keys, self.seed), clusters_of(shard)[live], text[live]
 
     def _table(

@@ -30,7 +30,7 @@ def blocks(lines: Sequence[TextLine]) -> list[str]:
 PAGE = [
     line("Headline", 0.1, 0.02, 0.9, 0.10),
     *(line(f"a{i}", 0.05, 0.20 + 0.05 * i, 0.45, 0.24 + 0.05 * i) for i in range(4)),
-    *(line(f"b{i}", 0.05, 0.44 + 0.05 * i, 0.40, 0.48 + 0.05 * i) for i in range(3)),
+    *(line(f"b{i}", 0.05, 0.42 + 0.05 * i, 0.40, 0.46 + 0.05 * i) for i in range(3)),
     *(line(f"c{i}", 0.55, 0.21 + 0.05 * i, 0.95, 0.25 + 0.05 * i) for i in range(8)),
     line("Foot", 0.05, 0.615, 0.95, 0.655),
 ]
@@ -81,6 +81,11 @@ def test_pieces_of_one_row_and_short_tall_ones_go_from_left_to_right() -> None:
         line("19.99", 0.7, 0.11, 0.8, 0.16),
     ]
     assert blocks(row) == ["1 Total 19.99"]
+
+
+def test_an_evenly_spaced_list_is_one_block() -> None:
+    prices = [line(f"{i}.99", 0.8, 0.1 + 0.07 * i, 0.9, 0.14 + 0.07 * i) for i in range(5)]
+    assert blocks(prices) == ["0.99 1.99 2.99 3.99 4.99"]
 
 
 unit = st.floats(0, 1, width=32)

@@ -14,10 +14,13 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont
 from rapidfuzz.distance import Levenshtein
 
+from benchmarks.rendered_lines import Line, Look, draw_page
 from experts.base import Hardware
-from experts.ocr.rapidocr import RapidOcr, RapidOcrConfig, clean, from_own_top_left, reading_order
+from experts.ocr.rapidocr import RapidOcr, RapidOcrConfig, clean, from_own_top_left
+from experts.ocr.scripts import script_of
 from fusion_pipeline.dataset.evidence import Box, TextLine
 from fusion_pipeline.dataset.images import RGB
+from tests.experts.pages import CHINESE
 
 FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 TEXT = """summer sale ends Friday quarterly revenue increased 37.5 percent open daily museum
@@ -119,6 +122,48 @@ def test_turned_text_starts_at_its_own_top_left(
     assert np.linalg.norm(along) > 3 * np.linalg.norm(down)
 
 
+SIGNS = ["人工智能与未来社会", "山水之间的古镇", "第一季度销售额增长"]
+
+
+def chinese(column: bool) -> RGB:
+    lines = [Line(text, CHINESE[0], 30, column=column) for text in SIGNS]
+    return draw_page(lines, Look(), random.Random(0)).image
+
+
+@pytest.mark.parametrize("quarters", [0, 1, 2, 3])
+def test_a_chinese_page_is_read_in_order_however_it_is_turned(ocr: RapidOcr, quarters: int) -> None:
+    [lines] = ocr([np.ascontiguousarray(np.rot90(chinese(column=False), quarters))], [])
+    assert [line.text for line in lines] == SIGNS
+    assert {line.script for line in lines} == {"Hani"}
+
+
+def test_columns_of_characters_are_read_from_right_to_left(ocr: RapidOcr) -> None:
+    [lines] = ocr([chinese(column=True)], [])
+    assert [line.text for line in lines] == SIGNS[::-1]
+    assert {line.block for line in lines} == {0}
+    for line in lines:  # each begins at the frame's upper right and runs down
+        start, end = np.array(line.quad[:2]), np.array(line.quad[2:4])
+        assert end[1] - start[1] > 0.4
+        assert abs(end[0] - start[0]) < 0.03
+
+
+def test_lines_of_a_script_that_is_not_known_hold_no_text(ocr: RapidOcr) -> None:
+    image = Image.new("RGB", (700, 200), "white")
+    draw = ImageDraw.Draw(image)
+    draw.text((20, 20), "Добро пожаловать в наш музей", "black", font(32))
+    draw.text((20, 120), "Welcome to our museum", "black", font(32))
+    [[unread, read]] = ocr([np.asarray(image)], [])
+    assert (unread.text, unread.script, unread.unread) == ("", "Cyrl", True)
+    assert unread.score > 0.9
+    assert unread.box[1] < 0.2
+    assert (read.text, read.script, read.unread) == ("Welcome to our museum", "Latn", False)
+
+
+def test_script_of_a_text() -> None:
+    texts = ["Café №5", "营业时间 9:00", "本日営業中です", "σ και π", "19.99 €", "5 km 以内 ok"]
+    assert [script_of(text) for text in texts] == ["Latn", "Hani", "Jpan", "Grek", "", "Latn"]
+
+
 def test_a_low_strip_is_read(ocr: RapidOcr) -> None:
     strip = Image.new("RGB", (800, 20), "white")
     ImageDraw.Draw(strip).text((6, 1), "Doors open at 8 pm until Friday", "black", font(14))
@@ -128,7 +173,7 @@ def test_a_low_strip_is_read(ocr: RapidOcr) -> None:
 
 def test_a_hairline_does_not_exhaust_memory(ocr: RapidOcr, monkeypatch: pytest.MonkeyPatch) -> None:
     quad = np.array([[0, 0], [30000, 0], [30000, 4], [0, 4]], np.float32)
-    monkeypatch.setattr(ocr, "_detect", lambda _: quad[None])
+    monkeypatch.setattr(ocr._reader, "_detect", lambda _: quad[None])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     ocr([np.full((8, 30000, 3), 255, np.uint8)], [])
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KiB
@@ -136,7 +181,16 @@ def test_a_hairline_does_not_exhaust_memory(ocr: RapidOcr, monkeypatch: pytest.M
 
 def test_scanned_page(ocr: RapidOcr, photo: Photo) -> None:
     [lines] = ocr([photo("page.png")], [])
-    assert lines[0].text == "Region-based segmentation"
+    assert [line.text for line in lines] == [
+        "Region-based segmentation",
+        "Let us first determine markers of the coins and the",
+        "background. These markers are pixels that we can label",
+        "unambiguously as either object or background. Here,",
+        "the markers are found at the two extreme parts of the",
+        "histogram of grey values:",
+        ">> markers = np.zeros_like(coins)",
+    ]
+    assert [line.block for line in lines] == [0, 1, 1, 1, 1, 1, 2]
 
 
 def test_score_floor(photo: Photo) -> None:
@@ -171,34 +225,3 @@ def test_corners_of_a_flat_quad() -> None:
     quad = np.array([[0, 0], [10, 0], [10, 4], [0, 4]], np.float32)
     assert from_own_top_left(quad, False).tolist() == quad.tolist()
     assert from_own_top_left(quad, True).tolist() == [[10, 4], [0, 4], [0, 0], [10, 0]]
-
-
-def line(text: str, x1: float, y1: float, x2: float, y2: float) -> TextLine:
-    return TextLine(text, 1.0, (x1, y1, x2, y1, x2, y2, x1, y2))
-
-
-def test_rows_come_before_columns() -> None:
-    ordered = reading_order(
-        [
-            line("d", 0.6, 0.31, 0.9, 0.36),
-            line("margin", 0.01, 0.0, 0.05, 1.0),  # upright text along the whole page
-            line("b", 0.6, 0.09, 0.9, 0.15),
-            line("c", 0.1, 0.3, 0.5, 0.35),
-            line("a", 0.1, 0.1, 0.5, 0.15),
-            line("e", 0.1, 0.7, 0.5, 0.75),
-        ]
-    )
-    assert [item.text for item in ordered] == ["a", "b", "c", "d", "margin", "e"]
-
-
-unit = st.floats(0, 1, width=32)
-
-
-@given(st.lists(st.tuples(st.text(max_size=3), unit, unit, unit, unit), max_size=12), st.randoms())
-def test_order_ignores_the_order_of_detection(
-    items: list[tuple[str, float, float, float, float]], rng: random.Random
-) -> None:
-    lines = [line(t, min(a, c), min(b, d), max(a, c), max(b, d)) for t, a, b, c, d in items]
-    shuffled = rng.sample(lines, len(lines))
-    assert reading_order(lines) == reading_order(shuffled)
-    assert sorted(reading_order(lines), key=repr) == sorted(lines, key=repr)
