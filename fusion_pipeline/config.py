@@ -19,14 +19,14 @@ from pydantic import (
 
 from experts import EXPERTS, SHIPPED
 from experts.base import ExpertConfig
-from fusion_pipeline.dataset.evidence import EvidenceKind
+from fusion_pipeline.dataset.evidence import MERGED, EvidenceKind
 from fusion_pipeline.dataset.images import MAX_PIXELS
 from fusion_pipeline.errors import FusionError
 from fusion_pipeline.fuse.composer import ComposerConfig
 from fusion_pipeline.fuse.engines import EngineChoice
 from fusion_pipeline.perceive.alt_text import AltTextConfig
 from fusion_pipeline.perceive.merge import MergeConfig
-from fusion_pipeline.perceive.stage import MERGED, load_expert
+from fusion_pipeline.perceive.stage import load_expert
 from fusion_pipeline.prompts.hints import HintConfig
 from fusion_pipeline.prompts.render import template_names
 from fusion_pipeline.select.copies import CopyRule

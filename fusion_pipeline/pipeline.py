@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from fusion_pipeline.config import CaptionConfig, Config
 from fusion_pipeline.dataset.artifacts import Artifact
-from fusion_pipeline.dataset.evidence import EvidenceKind
+from fusion_pipeline.dataset.evidence import MERGED_TAGS, EvidenceKind
 from fusion_pipeline.dataset.fingerprints import Fingerprint, fingerprint
 from fusion_pipeline.dataset.layout import Dataset
 from fusion_pipeline.dataset.schemas import SAMPLES, SOURCES
@@ -29,7 +29,7 @@ from fusion_pipeline.fuse.stage import Caption
 from fusion_pipeline.ingest.filters import Resolution
 from fusion_pipeline.ingest.source import Ingest
 from fusion_pipeline.perceive.alt_text import AltText
-from fusion_pipeline.perceive.merge_stages import TAGS, MergeObjects, MergeTags
+from fusion_pipeline.perceive.merge_stages import MergeObjects, MergeTags
 from fusion_pipeline.perceive.stage import Perceive, load_expert
 from fusion_pipeline.prompts.stages import HintsStage, PromptStage
 from fusion_pipeline.select.clusters import Centroids, Clusters
@@ -240,7 +240,7 @@ def _perceive_stages(config: Config) -> list[Stage]:
         Perceive(
             choice.expert,
             choice.config,
-            reads=(TAGS,) if load_expert(choice.expert).uses_tags else (),
+            reads=(MERGED_TAGS,) if load_expert(choice.expert).uses_tags else (),
             resources=Resources(**choice.hosting.model_dump()),
             label=choice.name,
         )

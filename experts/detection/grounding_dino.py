@@ -10,14 +10,15 @@ from pydantic import Field
 
 from experts.base import Context, ExpertConfig, Hardware
 from experts.checkpoint import CheckpointError, checkpoint_folder, checkpoint_revision
-from experts.detection.owlv2 import OpenSetConfig, plain
-from experts.detection.transformers_detector import ImageInput, best_objects, on_cpu, stacked
-from experts.torch_models import load_model
+from experts.detection.queries import TagQueries, plain
+from experts.detection.transformers_input import ImageInput, best_objects, on_cpu, stacked
+from experts.torch_models import TransformersConfig, load_model
 from fusion_pipeline.dataset.evidence import DetectedObject, EvidenceKind
 from fusion_pipeline.dataset.images import RGB
 
 
-class GroundingDinoConfig(OpenSetConfig):
+class GroundingDinoConfig(TransformersConfig, TagQueries):
+    max_objects: int = Field(default=100, ge=1, le=1000)
     box_threshold: float = Field(default=0.25, ge=0.01, lt=1)
     """Objects score over it: the best match of a box with any token of the caption."""
     text_threshold: float = Field(default=0.25, ge=0, lt=1)

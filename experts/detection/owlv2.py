@@ -1,56 +1,33 @@
 """OWLv2 (Minderer et al., arXiv 2306.09683) and OWL-ViT: open-set detection of an image's tags.
 
 Image and text meet only in the last layer, so each image is embedded once however many queries it
-has, and each query once for all images. Also what open-set detectors share: their queries.
+has, and each query once for all images.
 """
 
 from collections.abc import Sequence
 from functools import lru_cache
 from types import SimpleNamespace
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import cv2
-from pydantic import Field, StringConstraints, field_validator
+from pydantic import Field, field_validator
 
 from experts.base import Context, ExpertConfig, Hardware
 from experts.checkpoint import CheckpointError, checkpoint_folder, checkpoint_revision
-from experts.detection.transformers_detector import ImageInput, best_objects, on_cpu, stacked
+from experts.detection.queries import TagQueries, plain
+from experts.detection.transformers_input import ImageInput, best_objects, on_cpu, stacked
 from experts.torch_models import TransformersConfig, load_model
-from fusion_pipeline.dataset.evidence import DetectedObject, EvidenceKind, Tag
+from fusion_pipeline.dataset.evidence import DetectedObject, EvidenceKind
 from fusion_pipeline.dataset.images import RGB
 
 _KNOWN_QUERIES = 20_000
 """Embeddings that are kept; 60 MB on the largest model."""
 
 
-class OpenSetConfig(TransformersConfig):
-    """What open-set detectors look for: an image's tags and a list that is the same for all."""
-
-    tag_threshold: float = Field(default=0.1, ge=0, le=1)
-    """Tags that score at least so much are queries."""
-    max_queries: int = Field(default=20, ge=0, le=1000)
-    """Tags of an image at most, the best ones."""
-    queries: tuple[Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)], ...] = ()
-    """Looked for in every image, beside its tags."""
-    max_objects: int = Field(default=100, ge=1, le=1000)
-
-    def labels(self, tags: Sequence[Tag]) -> list[str]:
-        """What to look for in an image with these tags (best first), each once."""
-        chosen = [tag.label for tag in tags if tag.score >= self.tag_threshold][: self.max_queries]
-        once: dict[str, str] = {}
-        for label in (*chosen, *self.queries):
-            once.setdefault(plain(label), label)
-        return [label for text, label in once.items() if text]
-
-
-def plain(label: str) -> str:
-    """A label as a model reads it: lower case, single spaces."""
-    return " ".join(label.lower().split())
-
-
-class Owlv2Config(OpenSetConfig):
+class Owlv2Config(TransformersConfig, TagQueries):
     score_floor: float = Field(default=0.1, ge=0.01, lt=1)
     """Objects score over it."""
+    max_objects: int = Field(default=100, ge=1, le=1000)
     template: str = "a photo of a {label}"
     """The text of a query."""
 

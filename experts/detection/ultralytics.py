@@ -25,6 +25,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from experts.base import Context, ExpertConfig, Hardware
 from experts.checkpoint import CheckpointError
 from experts.detection import ultralytics_export
+from experts.detection.queries import TagQueries
 from experts.onnx import session
 from fusion_pipeline.dataset.evidence import Box, DetectedObject, EvidenceKind
 from fusion_pipeline.dataset.images import RGB
@@ -429,13 +430,8 @@ def _box(corners: Float32) -> Box:
     return x1, y1, x2, y2
 
 
-class UltralyticsOpenConfig(UltralyticsConfig):
-    tag_threshold: float = Field(default=0.1, ge=0, le=1)
-    """Tags that score at least so much are looked for."""
-    max_queries: int = Field(default=20, ge=0, le=1000)
-    """Tags of an image at most, the best ones that are classes of the model."""
-    queries: tuple[str, ...] = ()
-    """Classes that are looked for in every image, beside its tags."""
+class UltralyticsOpenConfig(UltralyticsConfig, TagQueries):
+    """Of the tags only those that are classes of the model are looked for, and counted."""
 
 
 class UltralyticsOpen(Ultralytics):

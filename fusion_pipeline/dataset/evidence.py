@@ -17,6 +17,22 @@ Box = tuple[float, float, float, float]
 """x1, y1, x2, y2 with x1 <= x2 and y1 <= y2, fractions of the upright frame."""
 
 
+def area(box: Box) -> float:
+    """Share of the frame that a box covers; 0 for one turned inside out."""
+    return max(0.0, box[2] - box[0]) * max(0.0, box[3] - box[1])
+
+
+def shared_area(a: Box, b: Box) -> float:
+    """Share of the frame that both boxes cover."""
+    return area((max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])))
+
+
+def iou(a: Box, b: Box) -> float:
+    """Intersection over union, 0..1."""
+    shared = shared_area(a, b)
+    return shared / (area(a) + area(b) - shared) if shared else 0.0
+
+
 class EvidenceKind(StrEnum):
     """Prefix of an evidence table's name (`objects/nanodet`) and name of its column."""
 
@@ -24,6 +40,11 @@ class EvidenceKind(StrEnum):
     OBJECTS = "objects"
     TEXT = "text"
 
+
+MERGED = "merged"
+MERGED_TAGS = f"{EvidenceKind.TAGS}/{MERGED}"
+MERGED_OBJECTS = f"{EvidenceKind.OBJECTS}/{MERGED}"
+"""Tables that hold the evidence of all experts of a kind (`perceive.merge`)."""
 
 ALT_TEXTS = "alt_texts"
 """The table of cleaned alt texts, and its column."""

@@ -18,10 +18,9 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from fusion_pipeline.dataset.blocks import reading_order
-from fusion_pipeline.dataset.evidence import Box, DetectedObject, Tag, TextLine
+from fusion_pipeline.dataset.evidence import Box, DetectedObject, Tag, TextLine, area
 from fusion_pipeline.dataset.images import RGB, DecodeError, decode
 from fusion_pipeline.fuse import base
-from fusion_pipeline.prompts.hints import area
 from fusion_pipeline.prompts.untrusted import MAX_LABEL_CHARS, clean
 
 

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fusion_pipeline.dataset.evidence import Box, DetectedObject, Tag
+from fusion_pipeline.dataset.evidence import Box, DetectedObject, Tag, area, iou
 from fusion_pipeline.perceive.labels import is_kind_of, similarity
 
 _ALIKE, _COMPARABLE = 0.85, 0.55
@@ -86,7 +86,8 @@ def merge_tags(found: Mapping[str, Sequence[Tag]]) -> list[MergedTag]:
     groups: list[list[tuple[str, Tag]]] = []
     for expert, tag in _best_first(found):
         for group in groups:
-            if expert not in {name for name, _ in group} and _same(tag.label, group[0][1].label):
+            named = group[0][1].label
+            if expert not in _names(group) and _means(tag.label, named):
                 group.append((expert, tag))
                 break
         else:
@@ -115,7 +116,7 @@ def merge_objects(
         against = either(t.score for t in tags if t not in speaking and _excludes(t.label, label))
         # A tag says that there is such a thing: it speaks for the best box, less for others.
         change = config.support * support * min(1.0, score / best[label])
-        change -= config.conflict * against * _area(thing.box)
+        change -= config.conflict * against * area(thing.box)
         experts = {*thing.scores, *(name for tag in speaking for name in tag.experts)}
         merged.append(
             MergedObject(label, shifted(score, change), thing.box, tuple(sorted(experts)))
@@ -151,7 +152,12 @@ def _without_rivals(ranked: Sequence[MergedObject], config: MergeConfig) -> list
     return lowered
 
 
+def _means(a: str, b: str) -> bool:
+    return is_kind_of(a, b) and is_kind_of(b, a)
+
+
 def _same(a: str, b: str) -> bool:
+    """Whether a thing can have both names: a tabby is a cat."""
     return is_kind_of(a, b) or is_kind_of(b, a)
 
 
@@ -177,16 +183,6 @@ def shifted(score: float, change: float) -> float:
 def either(scores: Iterable[float]) -> float:
     """How sure it is that at least one is right, were they independent: 1 - product (1 - score)."""
     return 1 - math.prod(1 - score for score in scores)
-
-
-def iou(a: Box, b: Box) -> float:
-    """Intersection over union."""
-    shared = _area((max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])))
-    return shared / (_area(a) + _area(b) - shared) if shared else 0.0
-
-
-def _area(box: Box) -> float:
-    return max(0.0, box[2] - box[0]) * max(0.0, box[3] - box[1])
 
 
 def _mean_box(parts: Sequence[DetectedObject]) -> Box:

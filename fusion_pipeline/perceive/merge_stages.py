@@ -12,6 +12,8 @@ import pyarrow as pa
 from experts.base import file_revision
 from fusion_pipeline.dataset.evidence import (
     ARROW_TYPES,
+    MERGED_OBJECTS,
+    MERGED_TAGS,
     EvidenceKind,
     objects_from,
     tags_from,
@@ -26,9 +28,6 @@ from fusion_pipeline.perceive.merge import (
     merge_objects,
     merge_tags,
 )
-from fusion_pipeline.perceive.stage import MERGED
-
-TAGS, OBJECTS = f"{EvidenceKind.TAGS}/{MERGED}", f"{EvidenceKind.OBJECTS}/{MERGED}"
 
 
 def _column(kind: EvidenceKind) -> pa.Field:
@@ -48,7 +47,7 @@ class MergeTags:
     """Tables of taggers."""
     resources: Resources = CPU_WORKER
 
-    name = TAGS
+    name = MERGED_TAGS
     version = 1
     columns: Sequence[pa.Field] = (_column(EvidenceKind.TAGS),)
 
@@ -80,13 +79,13 @@ class MergeObjects:
     config: MergeConfig = field(default_factory=MergeConfig)
     resources: Resources = CPU_WORKER
 
-    name = OBJECTS
+    name = MERGED_OBJECTS
     version = 1
     columns: Sequence[pa.Field] = (_column(EvidenceKind.OBJECTS),)
 
     @property
     def reads(self) -> tuple[str, ...]:
-        return (*self.detectors, TAGS) if self.has_tags else self.detectors
+        return (*self.detectors, MERGED_TAGS) if self.has_tags else self.detectors
 
     def settings(self) -> Mapping[str, Any]:
         return self.config.model_dump(mode="json")
@@ -112,7 +111,7 @@ def merged_tags(block: ShardBlock) -> list[Sequence[MergedTag]]:
     """Of each row of a block that has the table `tags/merged`."""
     return [
         [MergedTag(i["label"], i["score"], tuple(i["experts"])) for i in cell or ()]
-        for cell in block.column(TAGS, EvidenceKind.TAGS.value)
+        for cell in block.column(MERGED_TAGS, EvidenceKind.TAGS.value)
     ]
 
 

@@ -25,9 +25,6 @@ from fusion_pipeline.dataset.rows import NotOk, Ok, Outcome, build_table, failed
 from fusion_pipeline.engine.errors import is_resource_error
 from fusion_pipeline.engine.stage import CPU_WORKER, Resources, ShardBlock, Worker
 
-MERGED = "merged"
-"""Name of the tables that hold the evidence of all experts of a kind (`perceive.merge`)."""
-
 
 def load_expert(name: str) -> type[Expert]:
     """The class registered under a name. Raises ValueError for an unknown one."""

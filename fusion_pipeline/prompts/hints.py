@@ -19,6 +19,7 @@ from fusion_pipeline.dataset.evidence import (
     DetectedObject,
     Tag,
     TextLine,
+    area,
     objects_from,
     tags_from,
     text_from,
@@ -125,11 +126,6 @@ def _balanced(objects: Sequence[DetectedObject], key: str, config: HintConfig) -
             yield small.pop(0)
         else:
             yield rest.pop(0)
-
-
-def area(box: Box) -> float:
-    """Share of the frame that a box covers."""
-    return (box[2] - box[0]) * (box[3] - box[1])
 
 
 # --- choice --------------------------------------------------------------------------------------

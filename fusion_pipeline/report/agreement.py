@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from itertools import combinations_with_replacement
 from typing import Any
 
-from fusion_pipeline.dataset.evidence import Box, EvidenceKind
+from fusion_pipeline.dataset.evidence import MERGED_OBJECTS, MERGED_TAGS, Box
 from fusion_pipeline.dataset.layout import Dataset
-
-OBJECTS, TAGS = f"{EvidenceKind.OBJECTS}/merged", f"{EvidenceKind.TAGS}/merged"
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ def count_agreement(
 ) -> list[Agreement]:
     """One for each merged table among `evidence`. `thresholds`: by kind; scores in 0..1."""
     found = []
-    for table in (OBJECTS, TAGS):
+    for table in (MERGED_OBJECTS, MERGED_TAGS):
         if table in evidence:
             kind = table.partition("/")[0]
             found.append(_count(dataset, table, kind, thresholds[kind]))

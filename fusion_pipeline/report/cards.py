@@ -7,12 +7,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from fusion_pipeline.dataset.evidence import MERGED_OBJECTS
 from fusion_pipeline.dataset.images import DecodeError
 from fusion_pipeline.dataset.layout import Dataset
 from fusion_pipeline.dataset.schemas import SAMPLES
 from fusion_pipeline.dataset.tables import NoTableError
 from fusion_pipeline.prompts.hints import Hints
-from fusion_pipeline.report.agreement import OBJECTS, finders
+from fusion_pipeline.report.agreement import finders
 from fusion_pipeline.report.draw import Draw
 from fusion_pipeline.report.pictures import Mark, Picture, marks_of, read_picture
 
@@ -62,7 +63,7 @@ def make_cards(
     for shard, samples in selected.iterate(SAMPLES) if keys else ():
         here = set(keys).intersection(samples["key"].to_pylist())
         if here:
-            names = ("hints", prompts, captions, OBJECTS)
+            names = ("hints", prompts, captions, MERGED_OBJECTS)
             tables = [_read(selected, name, shard) for name in names]
             for key in sorted(here):
                 rows = [_row(table, key) for table in (samples, *tables)]
@@ -78,7 +79,7 @@ def colours_of(evidence: Sequence[str]) -> dict[str, str]:
     """CSS class of the boxes of each detector, by name, and of those that several found. Empty for
     one detector. After five they repeat."""
     names = [table.partition("/")[2] for table in evidence if table.startswith("objects/")]
-    detectors = [name for name in names if f"objects/{name}" != OBJECTS]
+    detectors = [name for name in names if f"objects/{name}" != MERGED_OBJECTS]
     if len(detectors) < 2:
         return {}
     classes = {name: f"found-{number % _HUES + 1}" for number, name in enumerate(detectors)}
@@ -87,7 +88,7 @@ def colours_of(evidence: Sequence[str]) -> dict[str, str]:
 
 def _colour(experts: Sequence[str], colours: Mapping[str, str]) -> str:
     found = [colours[name] for name in experts if name in colours]
-    return found[0] if len(found) == 1 else colours.get(MANY, "") if found else ""
+    return colours[MANY] if len(found) > 1 else "".join(found)
 
 
 def _clusters_of_selected(pool: Dataset, selected: Dataset) -> Iterator[tuple[str, str]]:

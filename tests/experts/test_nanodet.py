@@ -6,7 +6,7 @@ import pytest
 
 from experts.base import Hardware
 from experts.detection.nanodet import NanoDet, NanoDetConfig, decode_boxes, preprocess
-from fusion_pipeline.dataset.evidence import Box, DetectedObject
+from fusion_pipeline.dataset.evidence import Box, DetectedObject, iou
 from fusion_pipeline.dataset.images import RGB
 
 Photo = Callable[[str], RGB]
@@ -15,15 +15,6 @@ Photo = Callable[[str], RGB]
 @pytest.fixture(scope="module")
 def detector() -> NanoDet:
     return NanoDet(NanoDetConfig(), Hardware())
-
-
-def iou(a: Box, b: Box) -> float:
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
-    return width * height / (sum(areas) - width * height)
 
 
 def best(objects: list[DetectedObject], label: str) -> DetectedObject:

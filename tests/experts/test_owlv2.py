@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from experts.base import Context, Hardware
 from experts.checkpoint import CheckpointError
-from experts.detection.owlv2 import OpenSetConfig, Owlv2, Owlv2Config
+from experts.detection.owlv2 import Owlv2, Owlv2Config
+from experts.detection.queries import TagQueries
 from fusion_pipeline.dataset.evidence import DetectedObject, Tag
 from fusion_pipeline.dataset.images import RGB, decode
 from tests.experts import tiny_detectors
@@ -135,13 +136,11 @@ def test_20_megapixels(owlv2: Path, photo: Photo) -> None:
 
 
 def test_tags_become_queries() -> None:
-    config = OpenSetConfig(
-        model=".", tag_threshold=0.5, max_queries=3, queries=("  traffic sign ", "CAT")
-    )
+    config = TagQueries(tag_threshold=0.5, max_queries=3, queries=("  traffic sign ", "CAT"))
     tags = [Tag("Cat", 0.9), Tag("cat", 0.8), Tag("coffee  cup", 0.7), Tag("dog", 0.6)]
     assert config.labels(tags) == ["Cat", "coffee  cup", "traffic sign"]
     assert config.labels([Tag("dog", 0.5), Tag("sky", 0.49)]) == ["dog", "traffic sign", "CAT"]
-    assert OpenSetConfig(model=".").labels([Tag(" ", 0.9)]) == []
+    assert TagQueries().labels([Tag(" ", 0.9)]) == []
 
 
 def test_the_template_is_what_the_model_reads(owlv2: Path, photo: Photo) -> None:

@@ -16,11 +16,11 @@ from PIL import Image, ImageOps
 from experts.base import Hardware
 from experts.checkpoint import CheckpointError
 from experts.detection.transformers_detector import (
-    ImageInput,
     TransformersDetector,
     TransformersDetectorConfig,
     class_names,
 )
+from experts.detection.transformers_input import ImageInput
 from fusion_pipeline.dataset.evidence import DetectedObject
 from fusion_pipeline.dataset.images import RGB, decode
 from tests.experts import tiny_detectors

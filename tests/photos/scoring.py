@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fusion_pipeline.dataset.evidence import Box, DetectedObject
+from fusion_pipeline.dataset.evidence import DetectedObject, area, iou, shared_area
 from tests.photos import Thing
 
 
@@ -22,19 +22,6 @@ class Point:
     recall: float
 
 
-def area(box: Box) -> float:
-    return max(0.0, box[2] - box[0]) * max(0.0, box[3] - box[1])
-
-
-def overlap(a: Box, b: Box) -> float:
-    return area((max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])))
-
-
-def iou(a: Box, b: Box) -> float:
-    shared = overlap(a, b)
-    return shared / (area(a) + area(b) - shared) if shared else 0.0
-
-
 def judge(
     found: Sequence[DetectedObject], things: Sequence[Thing], min_iou: float = 0.5
 ) -> list[Judged]:
@@ -48,7 +35,7 @@ def judge(
         if rivals:
             free.remove(max(rivals, key=lambda t: iou(t.box, one.box)))
         elif any(
-            t.ignore and t.label == one.label and overlap(t.box, one.box) >= 0.5 * area(one.box)
+            t.ignore and t.label == one.label and shared_area(t.box, one.box) >= 0.5 * area(one.box)
             for t in things
         ):
             continue
