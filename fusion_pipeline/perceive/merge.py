@@ -15,12 +15,16 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fusion_pipeline.dataset.evidence import Box, DetectedObject, Tag, area, iou
+from fusion_pipeline.dataset.evidence import Box, DetectedObject, Tag, area, iou, shared_area
 from fusion_pipeline.perceive.labels import is_kind_of, similarity
 
 _ALIKE, _COMPARABLE = 0.85, 0.55
 """Similarities of labels: from the first on hardly two things (moped, motorbike), from the second
 on things of one sort, of which a place holds one (a cat, a person)."""
+
+
+_PART = 0.8
+"""Share of a box inside another one from which it is a part of it."""
 
 
 class MergeConfig(BaseModel):
@@ -107,15 +111,17 @@ def merge_objects(
     """One object a thing, best first. `found`: by expert; `tags`: of `merge_tags`."""
     config = config or MergeConfig()
     merged: list[MergedObject] = []
-    best: dict[str, float] = {}
+    better: dict[str, list[DetectedObject]] = {}
     for thing in _things(found, config.same_iou):
         label, score = thing.label, either(thing.scores.values())
-        best.setdefault(label, score)
         speaking = [tag for tag in tags if _support(tag.label, label) > 0]
         support = either(tag.score * _support(tag.label, label) for tag in speaking)
         against = either(t.score for t in tags if t not in speaking and _excludes(t.label, label))
-        # A tag says that there is such a thing: it speaks for the best box, less for others.
-        change = config.support * support * min(1.0, score / best[label])
+        # A tag says that there is such a thing: it speaks for the best box, less for others, and
+        # not for a part of a better one.
+        rank = _rank(thing.box, score, better.setdefault(label, []))
+        better[label].append(DetectedObject(label, score, thing.box))
+        change = config.support * support * rank
         change -= config.conflict * against * area(thing.box)
         experts = {*thing.scores, *(name for tag in speaking for name in tag.experts)}
         merged.append(
@@ -123,6 +129,13 @@ def merge_objects(
         )
     merged.sort(key=_order)
     return sorted(_without_rivals(merged, config), key=_order)
+
+
+def _rank(box: Box, score: float, better: Sequence[DetectedObject]) -> float:
+    """How far a box may be the one that a tag means, 0..1, beside better ones of its label."""
+    if any(shared_area(box, one.box) > _PART * area(box) for one in better):
+        return 0.0
+    return min([1.0, *(score / one.score for one in better)])
 
 
 def _things(found: Mapping[str, Sequence[DetectedObject]], same_iou: float) -> list[_Thing]:

@@ -76,6 +76,20 @@ def test_the_close_up_cat_that_is_called_a_person() -> None:
     assert found["person"].experts == ("nanodet",)
 
 
+def test_a_tag_does_not_speak_for_a_part_of_what_it_names() -> None:
+    whole, muzzle, beside = (0.0, 0.0, 1.0, 1.0), (0.125, 0.5, 0.875, 1.0), (0.0, 0.0, 0.5, 0.5)
+
+    def scores(first: Box, second: Box) -> list[float]:
+        boxes = [DetectedObject("cat", 0.4, first), DetectedObject("cat", 0.2, second)]
+        return [one.score for one in merge_objects({"a": boxes}, [tag("tabby", 0.9)])]
+
+    cat, part = scores(whole, muzzle)
+    assert cat > 0.75
+    assert part == pytest.approx(0.2)
+    cat, another = scores(muzzle, beside)
+    assert 0.3 < another < cat
+
+
 def test_a_tag_takes_nothing_from_a_small_thing_beside_what_it_names() -> None:
     boxes = [DetectedObject("person", 0.5, (0.1, 0.1, 0.2, 0.3))]
     [one] = merge_objects({"a": boxes}, [tag("tabby", 1.0)])
