@@ -11,6 +11,8 @@ from aiolimiter import AsyncLimiter
 _FIRST_LIMIT = 16
 _FEW, _MANY = 1 / 4, 1 / 3
 """Shares of requests that are refused."""
+_ENOUGH = 32
+"""Requests that make a share of refusals more than bad luck."""
 _FIRST_GROWTH, _GROWTH, _SHRINKAGE = 2.0, 1.25, 0.7
 _REST_S, _LONGEST_REST_S = 0.5, 30.0
 _MOST_LOSSES = 3
@@ -55,6 +57,8 @@ class Slots:
             return
         share = self._refused / self._seen
         if share > _MANY:
+            if self._seen < _ENOUGH:
+                return
             self.limit, self._growth = max(self.limit * _SHRINKAGE, 1.0), _GROWTH
         elif share < _FEW and self._was_full:  # else the limit is not what holds us back
             self.limit = min(max(self.limit * self._growth, self.limit + 1), float(self._most))

@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -86,15 +88,15 @@ def test_a_third_of_the_requests_fails_and_every_outcome_is_right(tmp_path: Path
 
 
 def test_what_the_limits_allow_is_used(tmp_path: Path) -> None:
-    """Up to the last retries nine tenths of it, with the same faults; slow enough to hold on a
-    busy machine."""
-    count, per_second = 1500, 50
+    """Nine tenths of it, with the same faults. The median of five stretches, up to the last
+    retries, and few requests a second: it holds on a machine that other work stops for seconds."""
+    count, stretch, per_second = 1500, 280, 50
     with serve_api(ApiServer(FAULTS, latency_s=0.3, per_second=per_second)) as server:
         endpoint = engine(server, tmp_path, requests_per_minute=60 * per_second)
         answered = ask_all(endpoint, range(count))
-    nearly_all = sorted(seconds for _, seconds in answered)[int(0.95 * count)]
-    allowed = nearly_all * per_second * server.given["caption"] / server.seen.total()
-    assert 0.95 * count >= 0.9 * allowed
+    ends = sorted(seconds for _, seconds in answered)[::stretch]
+    goodput = median(stretch / (end - start) for start, end in pairwise([0.0, *ends[1:]]))
+    assert goodput >= 0.9 * per_second * server.given["caption"] / server.seen.total()
 
 
 def started(root: Path) -> Journal:

@@ -42,6 +42,15 @@ async def test_a_refusal_now_and_then_does_not_matter() -> None:
     assert slots.limit == 200
 
 
+async def test_bad_luck_with_the_first_requests_is_none_of_a_share() -> None:
+    """Chance of seven refusals of 18 where one of five is refused: 6 %."""
+    slots = Slots(200)
+    for is_refused in [True] * 7 + [False] * 11:
+        async with slots.one():
+            slots.count(is_refused)
+    assert slots.limit == 16
+
+
 async def test_slots_stay_near_the_room_there_is() -> None:
     slots = Slots(500)
     await load(slots, 5000, room=40)
