@@ -19,6 +19,7 @@ EXPERTS: dict[str, str] = {
     "parquet-objects": "experts.parquet:ParquetObjects",
     "parquet-tags": "experts.parquet:ParquetTags",
     "parquet-text": "experts.parquet:ParquetText",
+    "ram-plus": "experts.tagging.ram_plus:RamPlus",
     "rapidocr": "experts.ocr.rapidocr:RapidOcr",
     "transformers-detector": "experts.detection.transformers_detector:TransformersDetector",
     "ultralytics": "experts.detection.ultralytics:Ultralytics",

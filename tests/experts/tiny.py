@@ -15,6 +15,7 @@ MAKERS: dict[str, str] = {
     **dict.fromkeys(
         ("parquet-objects", "parquet-tags", "parquet-text"), "tests.experts.test_parquet:one_row"
     ),
+    "ram-plus": "tests.experts.tiny_taggers:ram_plus_config",
     "transformers-detector": "tests.experts.tiny_detectors:closed_set_config",
     "ultralytics": "tests.experts.tiny_ultralytics:closed_set",
     "ultralytics-open": "tests.experts.tiny_ultralytics:open_set",

@@ -4,9 +4,14 @@ Weights as models are initialised with give every text nearly the same cosine; t
 that a test sees a wrong colour, letter, token or number.
 """
 
+import json
 import string
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from experts.base import ExpertConfig
 
@@ -191,3 +196,49 @@ def open_clip_config(folder: Path) -> ExpertConfig:
 
     open_clip(folder / "model")
     return OpenClipConfig(**_settings(folder))
+
+
+RAM_PLUS = Path(__file__).parent / "golden" / "ram_plus.json"
+"""Names and shapes of the parameters of a small RAM++, and what the authors' code says with the
+weights below."""
+
+
+def ram_plus_weights(
+    shapes: Mapping[str, Sequence[int]],
+) -> dict[str, npt.NDArray[np.float32]]:
+    """The same numbers with every version of NumPy, and lively scores."""
+    weights = {}
+    for seed, (name, shape) in enumerate(sorted(shapes.items())):
+        noise = np.random.RandomState(seed).standard_normal(tuple(shape))
+        if name == "label_embed":
+            noise *= 4  # else the tags are much alike
+        elif len(shape) > 1:
+            noise *= 1.5 / np.prod(shape[1:]) ** 0.5
+        elif name.lower().endswith(("norm.weight", "norm1.weight", "norm2.weight")):
+            noise = 1 + 0.3 * noise
+        elif len(shape) == 1:
+            noise *= 0.3
+        weights[name] = np.asarray(noise, np.float32)
+    return weights
+
+
+def ram_plus(folder: Path) -> None:
+    """Weights, tags and thresholds, all in one folder."""
+    import torch
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    golden = json.loads(RAM_PLUS.read_text())
+    weights = ram_plus_weights(golden["shapes"])
+    tensors = {name: torch.from_numpy(values) for name, values in weights.items()}
+    save_file(tensors, folder / "ram_plus.safetensors")
+    count = len(next(iter(golden["scores"].values())))
+    (folder / "ram_tag_list.txt").write_text("".join(f"tag {n}\n" for n in range(count)))
+    (folder / "ram_tag_list_threshold.txt").write_text("0.5\n0.25\n" * (count // 2))
+
+
+def ram_plus_config(folder: Path) -> ExpertConfig:
+    from experts.tagging.ram_plus import RamPlusConfig
+
+    ram_plus(folder)
+    return RamPlusConfig(model=str(folder), tags=folder, threshold_share=0.01)
