@@ -60,7 +60,7 @@ photos: .photos
 COMPILE := $(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --no-emit-index-url \
 	--no-emit-find-links --python-version 3.11 --python-platform x86_64-unknown-linux-gnu \
 	--custom-compile-command "make lock" --upgrade
-DEV_EXTRAS := faiss-cpu demo s3 transformers open-clip ultralytics dev
+DEV_EXTRAS := faiss-cpu demo s3 transformers open-clip ultralytics paddleocr dev
 lock: $(VENV)/.build
 	$(COMPILE) requirements/build.in -o requirements/build.txt
 	$(COMPILE) $(CPU_TORCH) --override requirements/cpu-without.txt pyproject.toml \

@@ -16,6 +16,7 @@ EXPERTS: dict[str, str] = {
     "nanodet": "experts.detection.nanodet:NanoDet",
     "open-clip": "experts.tagging.open_clip:OpenClipTagger",
     "owlv2": "experts.detection.owlv2:Owlv2",
+    "paddleocr": "experts.ocr.paddleocr:PaddleOcr",
     "parquet-objects": "experts.parquet:ParquetObjects",
     "parquet-tags": "experts.parquet:ParquetTags",
     "parquet-text": "experts.parquet:ParquetText",

@@ -19,6 +19,11 @@ FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 """What is fetched of a repository: weights, configurations, vocabularies."""
 
 
+def is_folder(source: str) -> bool:
+    """Rather than an id on the hub."""
+    return source.startswith((".", "/", "~")) or Path(source).is_dir()
+
+
 class CheckpointError(FusionError):
     """A checkpoint that is not there, or that can't be used safely."""
 
@@ -50,7 +55,7 @@ class CheckpointConfig(ExpertConfig):
 
     @property
     def is_folder(self) -> bool:
-        return self.model.startswith((".", "/", "~")) or Path(self.model).is_dir()
+        return is_folder(self.model)
 
     def fingerprint_fields(self) -> dict[str, Any]:
         """Without `model` and `revision`, which `checkpoint_revision` stands for: a checkpoint that
@@ -74,22 +79,7 @@ def checkpoint_folder(config: CheckpointConfig, files: Sequence[str] = FILES) ->
     if config.is_folder:
         folder = _existing(config)
     else:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import (
-            HfHubHTTPError,
-            LocalEntryNotFoundError,
-            OfflineModeIsEnabled,
-        )
-
-        try:
-            folder = Path(
-                snapshot_download(config.model, revision=config.revision, allow_patterns=[*files])
-            )
-        except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-            raise CheckpointError(
-                f"{config.model} at {config.revision} can't be fetched from the hub: "
-                f"{str(error).splitlines()[0]}"
-            ) from error
+        folder = fetch(config.model, str(config.revision), files)
     if not any(folder.glob("*.safetensors")):
         raise CheckpointError(
             f"{config.model}: no *.safetensors there. Other formats are pickles, which can run "
@@ -97,6 +87,23 @@ def checkpoint_folder(config: CheckpointConfig, files: Sequence[str] = FILES) ->
             "(huggingface.co/spaces/safetensors/convert)"
         )
     return folder
+
+
+def fetch(repository: str, commit: str, files: Sequence[str]) -> Path:
+    """The hub's files of these patterns, in a folder of its cache. Raises CheckpointError."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+    )
+
+    try:
+        return Path(snapshot_download(repository, revision=commit, allow_patterns=[*files]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise CheckpointError(
+            f"{repository} at {commit} can't be fetched from the hub: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def _existing(config: CheckpointConfig) -> Path:

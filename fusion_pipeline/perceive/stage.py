@@ -24,6 +24,7 @@ from fusion_pipeline.dataset.images import DecodeError, decode
 from fusion_pipeline.dataset.rows import NotOk, Ok, Outcome, build_table, failed
 from fusion_pipeline.engine.errors import is_resource_error
 from fusion_pipeline.engine.stage import CPU_WORKER, Resources, ShardBlock, Worker
+from fusion_pipeline.perceive.tiles import Tiled, TilesConfig
 
 
 def load_expert(name: str) -> type[Expert]:
@@ -46,6 +47,8 @@ class Perceive:
     resources: Resources = CPU_WORKER
     label: str = ""
     """Name of its table, when that is not the expert's: two versions of one side by side."""
+    tiles: TilesConfig | None = None
+    """For a detector that is to look at parts of large images, too."""
 
     @property
     def expert_class(self) -> type[Expert]:
@@ -67,7 +70,8 @@ class Perceive:
     def settings(self) -> Mapping[str, Any]:
         # Threads may change a result's last bits; with one there is nothing to tell.
         threads = {"threads": self.resources.threads} if self.resources.threads > 1 else {}
-        return {**self.config.fingerprint_fields(), **threads}
+        tiles = {"tiles": self.tiles.model_dump()} if self.tiles else {}
+        return {**self.config.fingerprint_fields(), **threads, **tiles}
 
     def revision(self) -> str:
         return self.expert_class.revision(self.config)
@@ -81,7 +85,9 @@ class _PerceiveWorker:
         self._stage = stage
         resources = stage.resources
         hardware = Hardware(resources.threads, gpu=resources.gpus > 0)
-        self._expert = stage.expert_class(stage.config, hardware)
+        expert = stage.expert_class(stage.config, hardware)
+        self._kind = expert.kind
+        self._expert = Tiled(expert, stage.tiles) if stage.tiles else expert
 
     def __call__(self, block: ShardBlock) -> pa.Table:
         contexts = [
@@ -121,7 +127,7 @@ class _PerceiveWorker:
     def _ok(self, evidence: Evidence) -> Outcome:
         if not all(_is_finite(item) for item in evidence):
             return NotOk("failed", "not_finite: a score or coordinate is no number")
-        kind = self._expert.kind
+        kind = self._kind
         return Ok({kind.value: to_arrow(kind, [evidence]).to_pylist()[0]})
 
 

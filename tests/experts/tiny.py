@@ -12,6 +12,7 @@ MAKERS: dict[str, str] = {
     "grounding-dino": "tests.experts.tiny_detectors:grounding_dino_config",
     "open-clip": "tests.experts.tiny_taggers:open_clip_config",
     "owlv2": "tests.experts.tiny_detectors:owlv2_config",
+    "paddleocr": "tests.experts.tiny_paddleocr:paddleocr_config",
     **dict.fromkeys(
         ("parquet-objects", "parquet-tags", "parquet-text"), "tests.experts.test_parquet:one_row"
     ),

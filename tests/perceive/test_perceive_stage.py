@@ -18,7 +18,11 @@ from fusion_pipeline.engine.errors import StageError
 from fusion_pipeline.engine.shard import run_stage
 from fusion_pipeline.engine.stage import ShardBlock, ShardImages
 from fusion_pipeline.perceive.stage import Perceive, load_expert
+from fusion_pipeline.perceive.tiles import TilesConfig
 from tests.toy import ROWS, run_toy, toy_steps
+
+
+TILES = TilesConfig(edge=640)
 
 
 class Picky:
@@ -128,6 +132,17 @@ def test_out_of_memory_is_nobodys_row(dataset: Dataset) -> None:
     with pytest.raises(StageError, match=r"'a' broke on shard 0: MemoryError"):
         run_stage(place, step, stage.open, 0, ShardImages(dataset, 0))
     assert dataset.shards_of(place.versions["a"]) == set()
+
+
+@pytest.mark.usefixtures("expert")
+def test_a_detector_with_tiles(dataset: Dataset) -> None:
+    """Images of 8 pixels have none: what is found is the same, and the lineage is not."""
+    stage, plain = (Perceive("picky", Picky.Config(), tiles=t) for t in (TILES, None))
+    block = ShardBlock(
+        dataset, 0, {"samples": dataset.read_table("samples", 0)[0]}, ShardImages(dataset, 0)
+    )
+    assert stage.open()(block) == plain.open()(block)
+    assert stage.settings() == {**plain.settings(), "tiles": TILES.model_dump()}
 
 
 @pytest.mark.usefixtures("expert")
