@@ -38,7 +38,8 @@ def load(tmp_path: Path, text: str, *overrides: str) -> Config:
         ("experts: [nanodet, nanodet: {score_floor: 0.2}]", "experts", "there twice"),
         ("experts: [nanodet: {score_flor: 0.2}]", "experts",
          "nanodet.score_flor: unknown setting; did you mean 'score_floor'?"),
-        ("experts: [nanodet: {tiles: {}}]", "experts", "nanodet.tiles.edge: this setting is missing"),
+        ("experts: [nanodet: {tiles: {}}]", "experts",
+         "nanodet.tiles.edge: this setting is missing"),
         ("experts: [nanodet: {tiles: {edge: 9, overlp: 0}}]", "experts",
          "nanodet.tiles.overlp: unknown setting; did you mean 'overlap'?"),
         ("experts: [rapidocr: {tiles: {edge: 640}}]", "experts",
@@ -150,7 +151,8 @@ def test_what_is_printed_loads_again_to_an_equal_config(tmp_path: Path) -> None:
         SMALL + f"caption: {{engine: {ENDPOINT}}}\n",
         SMALL + "caption: {engine: {name: mine, composer: {}}}\n",
         "run: 'Ordner ü: #1'\nsource: {webdataset: 's3://b/x'}\n"
-        "experts: [nanodet: {score_floor: 0.125, tiles: {edge: 800}}, rapidocr]\nselect: {copies: {probes: 3}}\n",
+        "experts: [nanodet: {score_floor: 0.125, tiles: {edge: 800}}, rapidocr]\n"
+        "select: {copies: {probes: 3}}\n",
     ]
     for text in texts:
         config = load(tmp_path, text)

@@ -21,7 +21,6 @@ from fusion_pipeline.perceive.stage import Perceive, load_expert
 from fusion_pipeline.perceive.tiles import TilesConfig
 from tests.toy import ROWS, run_toy, toy_steps
 
-
 TILES = TilesConfig(edge=640)
 
 
