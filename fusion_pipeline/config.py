@@ -27,6 +27,7 @@ from fusion_pipeline.fuse.composer import ComposerConfig
 from fusion_pipeline.fuse.engines import EngineChoice
 from fusion_pipeline.perceive.alt_text import AltTextConfig
 from fusion_pipeline.perceive.merge import MergeConfig
+from fusion_pipeline.perceive.relevance import MODELS
 from fusion_pipeline.perceive.stage import load_expert
 from fusion_pipeline.perceive.tiles import TilesConfig
 from fusion_pipeline.prompts.hints import HintConfig
@@ -278,6 +279,8 @@ class Config(_Model):
     filter: FilterConfig = FilterConfig()
     select: SelectConfig = SelectConfig()
     alt_text: AltTextConfig = AltTextConfig()
+    relevance: ExpertChoice | None = None
+    """An image-text model that says how well alt texts fit their images."""
     experts: list[ExpertChoice] = Field(default_factory=list, validate_default=True)
     merge: MergeConfig = MergeConfig()
     hints: HintConfig = HintConfig()
@@ -302,6 +305,16 @@ class Config(_Model):
         if isinstance(value, list):
             return [_expert_choice(item) for item in value or SHIPPED]
         return value
+
+    @field_validator("relevance", mode="before")
+    @classmethod
+    def _scores_texts(cls, value: object) -> object:
+        choice = _expert_choice(value)
+        if isinstance(choice, dict) and choice.get("expert", "clip") not in MODELS:
+            raise ValueError(
+                f"{choice['expert']} has no model for texts; {' and '.join(MODELS)} do"
+            )
+        return choice
 
     @field_validator("experts")
     @classmethod
@@ -328,6 +341,7 @@ class Config(_Model):
     def to_plain(self) -> dict[str, Any]:
         """Every setting, defaults included, as a mapping that can be loaded again."""
         plain = self.model_dump(mode="json")
+        plain["relevance"] = self.relevance.to_plain() if self.relevance else None
         plain["experts"] = [choice.to_plain() for choice in self.experts]
         plain["source"] = {k: v for k, v in plain["source"].items() if v is not None}
         caption = plain["caption"]

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from experts.tagging.vocabulary import VocabularyConfig
 from fusion_pipeline.config import CaptionConfig, Config
 from fusion_pipeline.dataset.artifacts import Artifact
 from fusion_pipeline.dataset.evidence import MERGED_TAGS, EvidenceKind
@@ -30,6 +31,7 @@ from fusion_pipeline.ingest.filters import Resolution
 from fusion_pipeline.ingest.source import Ingest
 from fusion_pipeline.perceive.alt_text import AltText
 from fusion_pipeline.perceive.merge_stages import MergeObjects, MergeTags
+from fusion_pipeline.perceive.relevance import Relevance, RelevantAltTexts
 from fusion_pipeline.perceive.stage import Perceive, load_expert
 from fusion_pipeline.prompts.stages import HintsStage, PromptStage
 from fusion_pipeline.select.clusters import Centroids, Clusters
@@ -230,7 +232,7 @@ def _caption_stages(
     return [*perceive, HintsStage(evidence, config.hints), prompts, caption]
 
 
-_PERCEIVES = (AltText, Perceive, MergeTags, MergeObjects)
+_PERCEIVES = (AltText, Relevance, RelevantAltTexts, Perceive, MergeTags, MergeObjects)
 
 
 def _perceive_stages(config: Config) -> list[Stage]:
@@ -249,7 +251,7 @@ def _perceive_stages(config: Config) -> list[Stage]:
     ]
     of_kind = {kind: [e for e in experts if e.expert_class.kind is kind] for kind in EvidenceKind}
     taggers, detectors = of_kind[EvidenceKind.TAGS], of_kind[EvidenceKind.OBJECTS]
-    stages: list[Stage] = [AltText(config.alt_text), *taggers]
+    stages: list[Stage] = [AltText(config.alt_text), *_relevance_stages(config), *taggers]
     if taggers:
         stages.append(MergeTags(tuple(tagger.name for tagger in taggers)))
     stages += [*detectors]
@@ -259,13 +261,29 @@ def _perceive_stages(config: Config) -> list[Stage]:
     return [*stages, *of_kind[EvidenceKind.TEXT]]
 
 
+def _relevance_stages(config: Config) -> list[Stage]:
+    choice = config.relevance
+    if choice is None:
+        return []
+    resources = Resources(**choice.hosting.model_dump())
+    assert isinstance(choice.config, VocabularyConfig)
+    scores = Relevance(choice.expert, choice.config, choice.name, resources)
+    return [scores, RelevantAltTexts(scores.name, config.alt_text.min_relevance)]
+
+
 def evidence_of(config: Config) -> tuple[str, ...]:
     """Tables that prompts and captions are made from: the merged ones, and those of texts."""
-    return tuple(
-        stage.name
-        for stage in _perceive_stages(config)
-        if not isinstance(stage, Perceive) or stage.expert_class.kind is EvidenceKind.TEXT
-    )
+
+    def is_told(stage: Stage) -> bool:
+        match stage:
+            case Perceive():
+                return stage.expert_class.kind is EvidenceKind.TEXT
+            case AltText():
+                return config.relevance is None
+            case _:
+                return not isinstance(stage, Relevance)
+
+    return tuple(stage.name for stage in _perceive_stages(config) if is_told(stage))
 
 
 def _caption_stage(

@@ -49,6 +49,9 @@ MERGED_OBJECTS = f"{EvidenceKind.OBJECTS}/{MERGED}"
 ALT_TEXTS = "alt_texts"
 """The table of cleaned alt texts, and its column."""
 
+RELEVANT_ALT_TEXTS = f"{ALT_TEXTS}/relevant"
+"""The same, the most fitting first, where a model scores them (`perceive.relevance`)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tag:

@@ -82,6 +82,8 @@ class AltTextConfig(BaseModel):
     """Largest share of a keyword list's words that may be repetitions."""
     min_language_confidence: float = Field(default=0.5, ge=0, le=1)
     """Below it a text's language is null."""
+    min_relevance: float = Field(default=0.0, ge=0, le=1)
+    """Where a model scores the texts (`relevance`): least score of a text that is told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -515,7 +517,7 @@ class AltText:
     columns: Sequence[pa.Field] = (pa.field(ALT_TEXTS, CLEANED),)
 
     def settings(self) -> Mapping[str, Any]:
-        return self.config.model_dump(mode="json")
+        return self.config.model_dump(mode="json", exclude={"min_relevance"})
 
     def revision(self) -> str:
         return Language.revision()

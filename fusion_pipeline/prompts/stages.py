@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from fusion_pipeline.dataset.evidence import (
     ALT_TEXTS,
+    RELEVANT_ALT_TEXTS,
     DetectedObject,
     EvidenceKind,
     Tag,
@@ -37,7 +38,7 @@ def read_evidence(block: ShardBlock, tables: Sequence[str]) -> list[RowEvidence]
     are the sample's own, or what is left of them where the table of the cleaned ones is read."""
     rows = [RowEvidence([], [], [], list(texts)) for texts in block.column("samples", "alt_texts")]
     for table in tables:
-        if table == ALT_TEXTS:
+        if table in (ALT_TEXTS, RELEVANT_ALT_TEXTS):
             for row, cell in zip(rows, block.column(table, ALT_TEXTS), strict=True):
                 row.alt_texts[:] = [one["text"] for one in cell or () if one["text"]]
             continue

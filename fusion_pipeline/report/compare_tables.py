@@ -9,6 +9,7 @@ import pyarrow as pa
 from fusion_pipeline.dataset.blocks import reading_order
 from fusion_pipeline.dataset.evidence import (
     ALT_TEXTS,
+    RELEVANT_ALT_TEXTS,
     EvidenceKind,
     TextLine,
     objects_from,
@@ -33,7 +34,7 @@ class PairTables:
         self.dataset = dataset
         self._engines = [f"{CAPTIONS}{name}" for name in engines]
         # A caption may quote an alt text as it was: those of the samples are read.
-        self._evidence = [table for table in evidence if table != ALT_TEXTS]
+        self._evidence = [t for t in evidence if t not in (ALT_TEXTS, RELEVANT_ALT_TEXTS)]
         names = [SAMPLES, "hints", *self._engines, *self._evidence]
         self._versions = {name: dataset.current(name) for name in names}
         self.shards = sorted(dataset.shards_of(self.version(SAMPLES)))

@@ -16,7 +16,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from fusion_pipeline.dataset.artifacts import inputs_of
-from fusion_pipeline.dataset.evidence import ALT_TEXTS, MERGED_OBJECTS, MERGED_TAGS
+from fusion_pipeline.dataset.evidence import (
+    ALT_TEXTS,
+    MERGED_OBJECTS,
+    MERGED_TAGS,
+    RELEVANT_ALT_TEXTS,
+)
 from fusion_pipeline.dataset.fingerprints import canonical_json, short_hash
 from fusion_pipeline.dataset.layout import Dataset
 from fusion_pipeline.dataset.schemas import SAMPLES
@@ -67,9 +72,8 @@ class Report:
     @property
     def experts(self) -> list[str]:
         """Tables of the experts alone."""
-        return [
-            name for name in self.evidence if name not in (ALT_TEXTS, MERGED_TAGS, MERGED_OBJECTS)
-        ]
+        others = (ALT_TEXTS, RELEVANT_ALT_TEXTS, MERGED_TAGS, MERGED_OBJECTS)
+        return [name for name in self.evidence if name not in others]
 
     def inputs(self) -> dict[str, Any]:
         """What the page is made of, but for the run logs: other times alone don't outdate it.

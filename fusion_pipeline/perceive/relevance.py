@@ -1,0 +1,144 @@
+"""Whether an alt text belongs to its image: an image-text model scores each, and a cheap stage puts
+the best first and drops what scores less than `alt_text.min_relevance`.
+
+Texts of web pages often belong to another image, to the page or to the shop (docs/alt-text.md).
+"""
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from experts.base import Hardware
+from experts.checkpoint import CheckpointError, checkpoint_revision
+from experts.tagging.vocabulary import ImageTextModel, VocabularyConfig, relevance
+from fusion_pipeline.dataset.evidence import ALT_TEXTS, RELEVANT_ALT_TEXTS
+from fusion_pipeline.dataset.images import DecodeError, decode
+from fusion_pipeline.dataset.rows import NotOk, Ok, Outcome, build_table, failed
+from fusion_pipeline.engine.errors import is_resource_error
+from fusion_pipeline.engine.stage import CPU_WORKER, Resources, ShardBlock, Worker
+from fusion_pipeline.perceive.alt_text import CLEANED
+
+MODELS = {
+    "clip": "experts.tagging.clip:ClipModel",
+    "open-clip": "experts.tagging.open_clip:OpenClipModel",
+}
+"""Experts whose model scores texts."""
+
+
+@dataclass(frozen=True)
+class Relevance:
+    """Writes `relevance/<label>`: for each alt text of a sample, in their order, how well it fits,
+    0..1; null for one that was cleaned away."""
+
+    expert: str
+    config: VocabularyConfig
+    label: str
+    resources: Resources = CPU_WORKER
+
+    version = 1
+    reads: tuple[str, ...] = (ALT_TEXTS,)
+    columns: Sequence[pa.Field] = (pa.field("relevance", pa.list_(pa.float32())),)
+
+    @property
+    def name(self) -> str:
+        return f"relevance/{self.label}"
+
+    def settings(self) -> Mapping[str, Any]:
+        return self.config.model_dump(mode="json", include={"calibration", "dtype"})
+
+    def revision(self) -> str:
+        return checkpoint_revision(self.config)
+
+    def open(self) -> Worker:
+        resources = self.resources
+        module, _, name = MODELS[self.expert].partition(":")
+        loader = getattr(importlib.import_module(module), name)
+        model = loader(self.config, Hardware(resources.threads, gpu=resources.gpus > 0))
+        if model.bias is None and self.config.calibration is None:
+            raise CheckpointError(
+                f"relevance: {self.config.model} was trained with a softmax, which says nothing of "
+                "a single text: fit a calibration on sentences (docs/tagging.md), or take a SigLIP"
+            )
+        return _RelevanceWorker(self, model)
+
+
+class _RelevanceWorker:
+    def __init__(self, stage: Relevance, model: ImageTextModel) -> None:
+        self._stage = stage
+        self._model = model
+
+    def __call__(self, block: ShardBlock) -> pa.Table:
+        outcomes: list[Outcome] = []
+        for number, cell in enumerate(block.column(ALT_TEXTS, ALT_TEXTS)):
+            block.tick()
+            outcomes.append(self._look(block.images, number, [one["text"] for one in cell]))
+        return build_table(block.keys, outcomes, self._stage.columns)
+
+    def _look(self, images: Sequence[bytes], number: int, texts: Sequence[str]) -> Outcome:
+        told = [text for text in texts if text]
+        if not told:
+            return Ok({"relevance": [None] * len(texts)})
+        try:
+            image = decode(images[number], min_short_edge=self._model.short_edge)
+            [scores] = relevance(self._model, [image], [told], self._stage.config.calibration)
+        except DecodeError as error:
+            return NotOk("failed", str(error)[:200])
+        except Exception as error:  # a model may raise anything on one odd image
+            if is_resource_error(error):
+                raise  # says nothing of the image
+            return failed(error)
+        rest = iter(scores)
+        return Ok({"relevance": [next(rest) if text else None for text in texts]})
+
+
+_SCORED = pa.list_(pa.struct([*CLEANED.value_type, pa.field("relevance", pa.float32())]))
+
+
+@dataclass(frozen=True)
+class RelevantAltTexts:
+    """Writes `alt_texts/relevant`, which reads like `alt_texts`: the best texts first, and those
+    below the threshold without text, their reason `irrelevant`."""
+
+    scores: str
+    """Table of a `Relevance`."""
+    threshold: float
+    resources: Resources = CPU_WORKER
+
+    name = RELEVANT_ALT_TEXTS
+    version = 1
+    columns: Sequence[pa.Field] = (pa.field(ALT_TEXTS, _SCORED),)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (ALT_TEXTS, self.scores)
+
+    def settings(self) -> Mapping[str, Any]:
+        return {"threshold": self.threshold}
+
+    def revision(self) -> None:
+        return None
+
+    def open(self) -> Worker:
+        return self._work
+
+    def _work(self, block: ShardBlock) -> pa.Table:
+        columns = (block.column(ALT_TEXTS, ALT_TEXTS), block.column(self.scores, "relevance"))
+        outcomes = [
+            Ok({ALT_TEXTS: self._ranked(cells, scores)})
+            for cells, scores in zip(*columns, strict=True)
+        ]
+        return build_table(block.keys, outcomes, self.columns)
+
+    def _ranked(
+        self, cells: Sequence[Mapping[str, Any]], scores: Sequence[float | None]
+    ) -> list[dict[str, Any]]:
+        found = [
+            {**cell, "relevance": score}
+            if score is None or round(score, 4) >= self.threshold  # 0.35 as float32 is less
+            else {**cell, "text": "", "reason": "irrelevant", "relevance": score}
+            for cell, score in zip(cells, scores, strict=True)
+        ]
+        return sorted(found, key=lambda one: -(one["relevance"] or 0.0))
