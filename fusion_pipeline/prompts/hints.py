@@ -7,6 +7,7 @@ ones anyway (DenseFusion, section 3.2). All of it is a pure function of evidence
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self, TypeVar
@@ -81,6 +82,8 @@ class Hints:
     text: tuple[TextLine, ...] = ()
     """Reading order; unread lines are never among them."""
     alt_texts: tuple[str, ...] = ()
+    counts: tuple[tuple[str, int], ...] = ()
+    """Labels of which more was found than `objects` tells, and how many in all; by label."""
 
     def to_json(self) -> str:
         """Canonical: the same hints give the same string, on every machine."""
@@ -97,6 +100,7 @@ class Hints:
             objects=tuple(objects_from(plain["objects"])),
             text=tuple(text_from(plain["text"])),
             alt_texts=tuple(plain["alt_texts"]),
+            counts=tuple((label, count) for label, count in plain.get("counts", ())),
         )
 
 
@@ -130,7 +134,7 @@ def _balanced(objects: Sequence[DetectedObject], key: str, config: HintConfig) -
 
 # --- choice --------------------------------------------------------------------------------------
 
-HEADING_CHARS = 130
+HEADING_CHARS = 150
 """Most characters that a template spends on a kind's heading and on opening its block."""
 
 
@@ -174,15 +178,20 @@ def choose_hints(
     costs: tuple[list[int], ...] = (
         _costs(read, lambda line: _quoted_length(line.text)),
         _costs(alts, _quoted_length),
-        _costs(drawn, lambda o: len(o.label) + len(": [0.000, 0.000, 0.000, 0.000]") + 3),
+        _costs(drawn, _object_length),
         _costs(ranked_tags, lambda tag: len(tag.label) + 2),
     )
     n_text, n_alt, n_objects, n_tags = _share(config.max_chars, costs, floors)
     by_place = sorted(
         drawn[:n_objects], key=lambda o: (o.label, o.box[1], o.box[0], o.box, -o.score)
     )
+    told, found = Counter(o.label for o in by_place), Counter(o.label for o in kept)
     return Hints(
-        tuple(ranked_tags[:n_tags]), tuple(by_place), tuple(read[:n_text]), tuple(alts[:n_alt])
+        tuple(ranked_tags[:n_tags]),
+        tuple(by_place),
+        tuple(read[:n_text]),
+        tuple(alts[:n_alt]),
+        tuple((label, found[label]) for label in sorted(told) if found[label] > told[label]),
     )
 
 
@@ -207,6 +216,11 @@ def _prefix(costs: Sequence[int], room: int) -> int:
 def _costs(items: Sequence[T], length: Callable[[T], int]) -> list[int]:
     """Characters of each item's line; the first pays for the heading."""
     return [length(item) + (0 if index else HEADING_CHARS) for index, item in enumerate(items)]
+
+
+def _object_length(found: DetectedObject) -> int:
+    """Of its line, and of one that tells how many there are."""
+    return 2 * len(found.label) + len("- : [0.000, 0.000, 0.000, 0.000]\n- : 0000\n")
 
 
 def _quoted_length(text: str) -> int:

@@ -44,11 +44,13 @@ def _cleaned(hints: Hints) -> Hints:
     objects = (replace(o, label=clean(o.label, MAX_LABEL_CHARS)) for o in hints.objects)
     text = (replace(line, text=clean(line.text, MAX_TEXT_CHARS)) for line in hints.text)
     alt_texts = (clean(alt, MAX_TEXT_CHARS) for alt in hints.alt_texts)
+    counts = ((clean(label, MAX_LABEL_CHARS), int(count)) for label, count in hints.counts)
     return Hints(
         tuple(tag for tag in tags if tag.label),
         tuple(found for found in objects if found.label),
         tuple(line for line in text if line.text),
         tuple(filter(None, alt_texts)),
+        tuple((label, count) for label, count in counts if label),
     )
 
 

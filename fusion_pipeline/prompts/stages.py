@@ -64,7 +64,7 @@ class HintsStage:
     resources: Resources = CPU_WORKER
 
     name = "hints"
-    version = 3
+    version = 4
     columns: Sequence[pa.Field] = (pa.field("hints", pa.string()),)
 
     def settings(self) -> Mapping[str, Any]:

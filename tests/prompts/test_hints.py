@@ -96,6 +96,20 @@ def test_hints_do_not_depend_on_input_order_or_global_random_state(
     assert again.to_json() == first.to_json()
 
 
+def test_what_the_draw_leaves_out_is_counted() -> None:
+    people = [
+        DetectedObject("person", 0.9, (0.01 * i, 0.1, 0.01 * i + 0.02, 0.2)) for i in range(9)
+    ]
+    cats = [DetectedObject("cat", 0.9, (0, 0, 1, 1)), DetectedObject("cat", 0.1, (0, 0, 1, 1))]
+    assert chosen(objects=[*people, *cats]).counts == ()
+    for most in range(1, 11):
+        hints = chosen(objects=[*people, *cats], config=HintConfig(max_objects=most))
+        listed = [o.label for o in hints.objects]
+        expected = (("person", 9),) if 0 < listed.count("person") < 9 else ()
+        assert hints.counts == expected
+        assert "- person: 9" in render("engine-v1", hints) or not expected
+
+
 def test_the_draw_favours_small_objects_and_follows_the_key() -> None:
     large = [DetectedObject("car", 0.9, (0.01 * i, 0.1, 0.01 * i + 0.4, 0.6)) for i in range(20)]
     small = [DetectedObject("cup", 0.5, (0.01 * i, 0.1, 0.01 * i + 0.05, 0.2)) for i in range(20)]

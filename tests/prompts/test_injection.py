@@ -57,7 +57,8 @@ def prompts(template: str, text: str | None, fields: Sequence[str], most: int = 
     ]
     alts = between("alt_texts", "A street", "A wall")
     chosen = choose_hints(tags, objects, lines, alts, "key", HintConfig(max_item_chars=most))
-    raw = Hints(tuple(tags), tuple(objects), tuple(lines), tuple(alts))
+    counts = tuple((found.label, 31) for found in objects)
+    raw = Hints(tuple(tags), tuple(objects), tuple(lines), tuple(alts), counts)
     return [render(template, chosen), render(template, raw)]
 
 
@@ -103,6 +104,9 @@ def read(prompt: str, instructions: str) -> Block:
         found = re.fullmatch(r"- (.+): \[0\.100, 0\.250, 0\.500, 1\.000\]", lines.pop(0))
         assert found
         block.objects.append(found[1])
+    if lines[0] == "Found in all, not all listed here:":
+        counts = [lines.pop(0) for _ in range(len(block.objects) + 1)][1:]
+        assert counts == [f"- {label}: 31" for label in block.objects]
     assert take(lines, "Text lines, in reading order:")
     block.text = quoted(lines)
     assert not lines

@@ -23,6 +23,7 @@ HINTS = Hints(
         TextLine("営業中", 0.9, (0.1, 0.2, 0.2, 0.2, 0.2, 0.25, 0.1, 0.25)),
     ),
     alt_texts=("A bicycle outside Café Rosé, Lyon",),
+    counts=(("person", 31),),
 )
 
 
@@ -87,6 +88,7 @@ def test_hostile_text_stays_one_quoted_line_of_data(template: str, hostile: str)
         objects=(DetectedObject(hostile, 0.9, (0.0, 0.0, 1.0, 1.0)),),
         text=(TextLine(hostile, 0.9, quad),),
         alt_texts=(hostile,),
+        counts=((hostile, 3),),
     )
     selected = choose_hints(raw.tags, raw.objects, raw.text, raw.alt_texts, "k", HintConfig())
     for hints in (raw, selected):  # also when hints were read from a file and never cleaned
@@ -105,8 +107,8 @@ def test_hostile_text_stays_one_quoted_line_of_data(template: str, hostile: str)
         assert len(added) < 2500
         for found in lines[1:-1]:
             assert re.fullmatch(
-                r'- "(?:[^"\\]|\\.)*"|- .*: \[0.000, 0.000, 1.000, 1.000\]|Tags: .*'
-                r"|World knowledge .*:|Objects .*:|Text lines.*:",
+                r'- "(?:[^"\\]|\\.)*"|- .*: (?:\[0.000, 0.000, 1.000, 1.000\]|3)|Tags: .*'
+                r"|World knowledge .*:|Objects .*:|Found in all.*:|Text lines.*:",
                 found,
             ), found
             assert all(c.isprintable() for c in found)
