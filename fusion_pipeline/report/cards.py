@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fusion_pipeline.dataset.evidence import MERGED_OBJECTS
+from fusion_pipeline.dataset.evidence import MERGED_OBJECTS, TextLine, text_from
 from fusion_pipeline.dataset.images import DecodeError
 from fusion_pipeline.dataset.layout import Dataset
 from fusion_pipeline.dataset.schemas import SAMPLES
@@ -49,9 +49,10 @@ def make_cards(
     count: int,
     seed: int,
     colours: Mapping[str, str] | None = None,
+    texts: Sequence[str] = (),
 ) -> list[Card]:
     """Cards of up to `count` samples, drawn by key hash and spread over the clusters. `colours`:
-    see `colours_of`.
+    see `colours_of`; `texts`: tables whose lines without text are shown, too.
 
     One shard's tables are in memory at a time; pictures are read one by one.
     """
@@ -65,9 +66,12 @@ def make_cards(
         if here:
             names = ("hints", prompts, captions, MERGED_OBJECTS)
             tables = [_read(selected, name, shard) for name in names]
+            lines = [_read(selected, name, shard) for name in texts]
             for key in sorted(here):
                 rows = [_row(table, key) for table in (samples, *tables)]
-                found[key] = _card(selected, shard, colours or {}, *rows)
+                cells = [_row(table, key).get("text") for table in lines]
+                unread = [line for cell in cells for line in text_from(cell) if line.unread]
+                found[key] = _card(selected, shard, colours or {}, unread, *rows)
     return [found[key] for key in keys]
 
 
@@ -123,6 +127,7 @@ def _card(
     dataset: Dataset,
     shard: int,
     colours: Mapping[str, str],
+    unread: Sequence[TextLine],
     sample: dict[str, Any],
     hints: dict[str, Any],
     prompt: dict[str, Any],
@@ -138,13 +143,14 @@ def _card(
         place: _colour(experts, colours)
         for place, experts in finders(objects.get("objects")).items()
     }
+    size = (picture.width, picture.height) if picture else (0, 0)
     return Card(
         key=sample["key"],
         picture=picture,
         width=sample["width"],
         height=sample["height"],
         format=sample["format"],
-        marks=tuple(marks_of(chosen, picture.width, picture.height, styles)) if picture else (),
+        marks=tuple(marks_of(chosen, *size, styles, unread)) if picture else (),
         hints=chosen,
         alt_texts=tuple(sample["alt_texts"]),
         urls=tuple(sample["urls"]),

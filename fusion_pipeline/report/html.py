@@ -34,7 +34,7 @@ from fusion_pipeline.report.groups import make_groups
 from fusion_pipeline.report.lengths import measure_captions, nice_step
 from fusion_pipeline.report.timing import read_timing
 
-VERSION = 2
+VERSION = 3
 """Raised when the page changes for the same inputs."""
 FILE = "report.html"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -131,6 +131,7 @@ class Report:
                 self.cards,
                 self.seed,
                 colours,
+                texts=[name for name in self.evidence if name.startswith("text/")],
             ),
         }
 

@@ -3,7 +3,7 @@
 import base64
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,10 +63,15 @@ class Mark:
 
 
 def marks_of(
-    hints: Hints, width: int, height: int, styles: Mapping[tuple[str, Box], str] | None = None
+    hints: Hints,
+    width: int,
+    height: int,
+    styles: Mapping[tuple[str, Box], str] | None = None,
+    unread: Sequence[TextLine] = (),
 ) -> list[Mark]:
-    """Objects first, then text lines; a text line's label is its place in reading order, from 1.
-    `styles`: CSS class of an object, by label and box."""
+    """Objects first, then text lines; a text line's label is its place in reading order, from 1,
+    or, of lines that nobody could read, their script. `styles`: CSS class of an object, by label
+    and box."""
     marks: list[Mark] = []
     taken: list[tuple[float, float]] = []
     for found in hints.objects:
@@ -75,11 +80,11 @@ def marks_of(
         anchor = _object_anchor(found.box, width, height, taken)
         style = f"objects {(styles or {}).get((found.label, found.box), '')}".rstrip()
         marks.append(Mark("objects", style, found.label, found.score, points, anchor))
-    for place, line in enumerate(hints.text, start=1):
-        points = _points(line.quad, width, height)
-        marks.append(
-            Mark("text", "text", str(place), line.score, points, _text_anchor(line, width, height))
-        )
+    lines = [(str(place), "text", line) for place, line in enumerate(hints.text, start=1)]
+    lines += [(line.script or "?", "text unread", line) for line in unread]
+    for label, style, line in lines:
+        points, anchor = _points(line.quad, width, height), _text_anchor(line, width, height)
+        marks.append(Mark("text", style, label, line.score, points, anchor))
     return marks
 
 

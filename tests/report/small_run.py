@@ -11,7 +11,14 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from fusion_pipeline.dataset.evidence import DetectedObject, Tag, TextLine
+from fusion_pipeline.dataset.evidence import (
+    ARROW_TYPES,
+    DetectedObject,
+    EvidenceKind,
+    Tag,
+    TextLine,
+    to_arrow,
+)
 from fusion_pipeline.dataset.fingerprints import fingerprint
 from fusion_pipeline.dataset.images import inspect
 from fusion_pipeline.dataset.layout import Dataset, TableVersion
@@ -138,6 +145,16 @@ def _put_pool(pool: Dataset, samples: Sequence[Sample], chosen: int) -> None:
     put(pool, "selection", build_table(keys, [*decided, after[5]], Selection.columns))
 
 
+def _text(keys: Sequence[str]) -> pa.Table:
+    """A line that can't be read, and one that can."""
+    quad = (0.1, 0.6, 0.5, 0.6, 0.5, 0.7, 0.1, 0.7)
+    column = pa.field("text", ARROW_TYPES[EvidenceKind.TEXT])
+    lines = [TextLine("", 0.9, quad, "Cyrl"), TextLine("OPEN", 0.9, quad, "Latn")]
+    cell = to_arrow(EvidenceKind.TEXT, [lines]).to_pylist()[0]
+    outcomes: list[Outcome] = [Ok({"text": cell}), Ok({"text": []})]
+    return build_table(keys, outcomes[: len(keys)], (column,))
+
+
 def _copy(reason: str, of: str, cosine: float) -> NotOk:
     return NotOk("filtered", reason, {"cluster": 0, "same_as": of, "similarity": cosine})
 
@@ -150,8 +167,9 @@ def _put_selected(selected: Dataset, samples: Sequence[Sample], captioned: bool)
         columns = [pa.field(n, pa.string()) for n in column.split()]
         put(selected, name, build_table(keys, rows[: len(keys)], columns))
 
-    for name in EVIDENCE:
+    for name in EVIDENCE[:2]:
         table(name, "", [{}, {}])
+    put(selected, EVIDENCE[2], _text(keys))
     table("hints", "hints", [{"hints": HINTS.to_json()}, {"hints": Hints().to_json()}])
     table("prompts/p", "prompt", [{"prompt": f"Describe. {HOSTILE}"}, {"prompt": "Describe."}])
     if captioned:

@@ -156,6 +156,10 @@ def test_regions_lie_where_the_evidence_says_in_the_upright_picture(run: Run) ->
     assert all(max(size) <= 280 for size in sizes[2:])
 
 
+def test_lines_that_nobody_could_read_are_marked(run: Run) -> None:
+    assert Page(run.page).of("span.mark text unread") == ["Cyrl"]
+
+
 def test_duplicates_follow_the_row_they_were_dropped_for(run: Run) -> None:
     page = Page(run.page)
     labels = [text for text in page.of("div.panel group s4") if not text[0].isdigit()]

@@ -6,7 +6,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusion_pipeline.dataset.evidence import DetectedObject
+from fusion_pipeline.dataset.evidence import DetectedObject, TextLine
 from fusion_pipeline.dataset.layout import Dataset
 from fusion_pipeline.prompts.hints import Hints
 from fusion_pipeline.report.draw import Draw
@@ -99,3 +99,12 @@ def test_labels_start_inside_the_picture(corners, size) -> None:
         across = float(css.get("left", css.get("right", "")).rstrip("%"))
         assert 0 <= across <= 60  # a label is at most 40 % wide
         assert 0 <= float(css.get("top", css.get("bottom", "")).rstrip("%")) <= 100
+
+
+def test_a_line_that_nobody_could_read_is_shown_with_its_script() -> None:
+    quad = (0.1, 0.1, 0.4, 0.1, 0.4, 0.2, 0.1, 0.2)
+    read, unread = TextLine("OPEN", 0.9, quad), [TextLine("", 0.9, quad, s) for s in ("Cyrl", "")]
+    marks = marks_of(Hints(text=(read,)), 100, 100, unread=unread)
+    assert [(m.label, m.style) for m in marks] == [
+        ("1", "text"), ("Cyrl", "text unread"), ("?", "text unread"),
+    ]  # fmt: skip
