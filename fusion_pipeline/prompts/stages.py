@@ -13,6 +13,7 @@ from fusion_pipeline.dataset.evidence import (
     EvidenceKind,
     Tag,
     TextLine,
+    iou,
     objects_from,
     tags_from,
     text_from,
@@ -34,8 +35,9 @@ class RowEvidence:
 
 
 def read_evidence(block: ShardBlock, tables: Sequence[str]) -> list[RowEvidence]:
-    """Evidence of each row of a block. Experts of one kind are put one after the other. Alt texts
-    are the sample's own, or what is left of them where the table of the cleaned ones is read."""
+    """Evidence of each row of a block. Tags and objects of several tables are put one after the
+    other; of text lines that lie at one place, the surer stays. Alt texts are the sample's own, or
+    what is left of them where the table of the cleaned ones is read."""
     rows = [RowEvidence([], [], [], list(texts)) for texts in block.column("samples", "alt_texts")]
     for table in tables:
         if table in (ALT_TEXTS, RELEVANT_ALT_TEXTS):
@@ -50,8 +52,23 @@ def read_evidence(block: ShardBlock, tables: Sequence[str]) -> list[RowEvidence]
                 case EvidenceKind.OBJECTS:
                     row.objects.extend(objects_from(cell))
                 case EvidenceKind.TEXT:
-                    row.text.extend(text_from(cell))
+                    row.text[:] = _joined(row.text, text_from(cell))
     return rows
+
+
+_SAME_LINE = 0.5
+"""Overlap (intersection over union) from which lines of two experts are one."""
+
+
+def _joined(lines: Sequence[TextLine], more: Sequence[TextLine]) -> list[TextLine]:
+    """Lines of two experts. A line that one of them could not read is the other's."""
+
+    def surer(line: TextLine, others: Sequence[TextLine]) -> bool:
+        there = [other for other in others if iou(line.box, other.box) >= _SAME_LINE]
+        return all((not line.unread, line.score) > (not o.unread, o.score) for o in there)
+
+    kept = [line for line in more if surer(line, lines)]
+    return [*(line for line in lines if surer(line, kept)), *kept]
 
 
 @dataclass(frozen=True)
