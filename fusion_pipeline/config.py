@@ -151,8 +151,13 @@ def _expert_choice(value: object) -> object:
     {gpus: 0.5}}}`."""
     if isinstance(value, str):
         value = {value: {}}
-    if not (isinstance(value, dict) and len(value) == 1):
+    if not isinstance(value, dict):
         return value
+    if len(value) != 1:
+        raise ValueError(
+            "an expert is a name, or a name with its settings: {nanodet: {score_floor: 0.2}}; this "
+            f"has {len(value)} keys: {', '.join(map(str, value))}"
+        )
     ((expert, settings),) = value.items()
     if expert not in EXPERTS:
         raise ValueError(f"no expert is called {expert!r}; known: {', '.join(sorted(EXPERTS))}")
@@ -272,6 +277,10 @@ class ReportConfig(_Model):
     seed: int = 0
 
 
+_OF_TAGGERS = {"vocabulary", "templates", "score_floor", "max_tags", "batch_size"}
+"""Settings that a model has as a tagger alone."""
+
+
 class Config(_Model):
     run: str
     """Folder of all outputs."""
@@ -310,10 +319,13 @@ class Config(_Model):
     @classmethod
     def _scores_texts(cls, value: object) -> object:
         choice = _expert_choice(value)
-        if isinstance(choice, dict) and choice.get("expert", "clip") not in MODELS:
-            raise ValueError(
-                f"{choice['expert']} has no model for texts; {' and '.join(MODELS)} do"
-            )
+        if not isinstance(choice, dict):
+            return choice
+        name = choice["expert"]
+        if name not in MODELS:
+            raise ValueError(f"{name} has no model for texts; {' and '.join(MODELS)} do")
+        if idle := choice["config"].model_fields_set & _OF_TAGGERS:
+            raise ValueError(f"{name}.{min(idle)}: a setting of taggers; leave it out here")
         return choice
 
     @field_validator("experts")
@@ -329,6 +341,14 @@ class Config(_Model):
         return value
 
     @model_validator(mode="after")
+    def _texts_are_scored(self) -> "Config":
+        if self.alt_text.min_relevance and self.relevance is None:
+            raise ValueError(
+                "alt_text.min_relevance: no model scores the texts; name one under `relevance`"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _queries_come_from_taggers(self) -> "Config":
         kinds = {load_expert(choice.expert).kind for choice in self.experts}
         for choice in self.experts:
@@ -341,7 +361,11 @@ class Config(_Model):
     def to_plain(self) -> dict[str, Any]:
         """Every setting, defaults included, as a mapping that can be loaded again."""
         plain = self.model_dump(mode="json")
-        plain["relevance"] = self.relevance.to_plain() if self.relevance else None
+        plain["relevance"] = None
+        if self.relevance is not None:
+            plain["relevance"] = self.relevance.to_plain()
+            for name in _OF_TAGGERS:
+                plain["relevance"][self.relevance.expert].pop(name, None)
         plain["experts"] = [choice.to_plain() for choice in self.experts]
         plain["source"] = {k: v for k, v in plain["source"].items() if v is not None}
         caption = plain["caption"]

@@ -1,11 +1,12 @@
 """The main job: which steps a config asks for, what each depends on, and running what is missing.
 
     pool:      ingest -> resolution -> embeddings -> (centroids) -> clusters -> (selection)
-    selected:  repack -> alt_texts, tags -> objects, text -> hints -> prompts
+    selected:  repack -> alt_texts [-> relevance], tags -> objects, text -> hints -> prompts
                -> [(meta_sample) ->] captions
     then       export -> report
 
-Steps in round brackets read all shards; `meta_sample` is there when `caption.sample` is set. Each
+Steps in round brackets read all shards; those in square ones are there when the config has
+`relevance` or `caption.sample`. Each
 step is done, or its missing shards are; nothing is kept in memory between them.
 """
 

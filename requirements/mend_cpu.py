@@ -9,6 +9,7 @@
 - PaddleX asks whether opencv-contrib-python is there. The headless wheel holds all that it uses.
 """
 
+import shutil
 import site
 from importlib import metadata
 from pathlib import Path
@@ -55,7 +56,10 @@ def name_opencv(packages: Path) -> None:
 
 
 def declare(packages: Path, name: str, version: str) -> None:
-    folder = packages / f"{name.replace('-', '_')}-{version}.dist-info"
+    stem = name.replace("-", "_")
+    for old in packages.glob(f"{stem}-*.dist-info"):
+        shutil.rmtree(old)
+    folder = packages / f"{stem}-{version}.dist-info"
     folder.mkdir(exist_ok=True)
     (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
 

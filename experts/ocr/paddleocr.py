@@ -111,7 +111,7 @@ class PaddleOcr:
         for field, part in PARTS.items():
             if field in folders:
                 models[f"{part}_model_dir"] = str(folders[field])
-                models[f"{part}_model_name"] = model_name(folders[field] / SETTINGS)
+                models[f"{part}_model_name"] = model_name(folders[field] / SETTINGS, field)
         # PaddlePaddle, where it is there, warns of a compiler that inference never needs.
         with warnings.catch_warnings(action="ignore"):
             self._ocr = _library()(
@@ -169,6 +169,8 @@ PARTS = {
     "orientation": "textline_orientation",
 }
 """Our settings, by the library's names for the same models."""
+KINDS = {"detection": "_det", "recognition": "_rec", "orientation": "textline_ori"}
+"""What the names of their models have."""
 
 
 def from_own_top_left(quad: Quad, upside_down: bool) -> Quad:
@@ -185,24 +187,34 @@ def from_own_top_left(quad: Quad, upside_down: bool) -> Quad:
     return np.roll(quad, -(int(height >= TALL * width) + 2 * upside_down), axis=0)
 
 
-def model_name(settings: Path) -> str:
-    """By which PaddleX picks the code for a model. Raises CheckpointError for settings that hold
-    code: PaddleX gives their `scale` to `eval`."""
-    content = yaml.safe_load(settings.read_text(encoding="utf-8"))
-    for step in content["PreProcess"]["transform_ops"]:
-        for operator, values in step.items():
-            scale = (values or {}).get("scale")
-            if isinstance(scale, str) and not NUMBER.fullmatch(scale):
-                raise CheckpointError(f"{settings}: {operator}.scale is no number: {scale!r}")
-    return str(content["Global"]["model_name"])
+def model_name(settings: Path, field: str) -> str:
+    """By which PaddleX picks the code for a model. Raises CheckpointError for settings of another
+    kind of model, and for some that hold code: PaddleX gives their `scale` to `eval`."""
+    try:
+        content = yaml.safe_load(settings.read_text(encoding="utf-8"))
+        name = str(content["Global"]["model_name"])
+        steps = [pair for step in content["PreProcess"]["transform_ops"] for pair in step.items()]
+        scales = [(operator, (values or {}).get("scale")) for operator, values in steps]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise CheckpointError(
+            f"{settings}: not the settings of a PaddleX model ({type(error).__name__}: {error})"
+        ) from error
+    if KINDS[field] not in name:
+        raise CheckpointError(
+            f"{settings}: {name!r} is no model for `{field}`, whose names have {KINDS[field]!r}"
+        )
+    for operator, scale in scales:
+        if isinstance(scale, str) and not NUMBER.fullmatch(scale):
+            raise CheckpointError(f"{settings}: {operator}.scale is no number: {scale!r}")
+    return name
 
 
 def _folder(source: str) -> Path:
     """Where a model lies, after it was fetched if need be. Raises CheckpointError."""
-    if is_folder(source):
+    repository, _, commit = source.partition("@")
+    if is_folder(source) or not commit:
         folder = Path(source).expanduser()
     else:
-        repository, commit = source.split("@")
         folder = fetch(repository, commit, ("inference.*",))
     for file in (WEIGHTS, SETTINGS):
         if not (folder / file).is_file():
@@ -214,7 +226,7 @@ def _folder(source: str) -> Path:
 
 
 def _identity(source: str) -> str:
-    if not is_folder(source):
+    if not is_folder(source) and "@" in source:
         return source
     folder = Path(source).expanduser()
     if not folder.is_dir():

@@ -108,6 +108,8 @@ class RamPlus:
         return scores
 
     def _kept(self, scores: Float32) -> list[Tag]:
+        if not np.isfinite(scores).all():
+            raise ValueError("not_finite: the model's answer holds values that are no numbers")
         best = np.argsort(-scores, kind="stable")
         kept = best[scores[best] > self._floors[best]][: self._max_tags]
         return [Tag(self._tags[index], float(scores[index])) for index in kept]
@@ -126,7 +128,7 @@ def _thresholds(config: RamPlusConfig, tags: int) -> Float32:
         found = np.array([*map(float, path.read_text("utf-8").split())], np.float32)
     except ValueError as error:
         raise CheckpointError(f"{path}: not one number a line: {error}") from error
-    if len(found) != tags:
+    if not tags or len(found) != tags:
         raise CheckpointError(f"{path}: {len(found)} thresholds for the {tags} tags beside it")
     return found
 

@@ -293,8 +293,10 @@ def relevance(
     for image, own in zip(images, texts, strict=True):
         scores: list[float] = []
         if own:
-            cosines = model.embed_texts(own) @ model.embed_images([image])[0]
-            scores = pair_scores(model, cosines, calibration).tolist()
+            seen = model.embed_images([image])[0]
+            for start in range(0, len(own), _TEXTS):  # a placeholder image may have thousands
+                cosines = model.embed_texts(own[start : start + _TEXTS]) @ seen
+                scores += pair_scores(model, cosines, calibration).tolist()
         found.append(scores)
     return found
 

@@ -49,6 +49,9 @@ MERGED_OBJECTS = f"{EvidenceKind.OBJECTS}/{MERGED}"
 ALT_TEXTS = "alt_texts"
 """The table of cleaned alt texts, and its column."""
 
+RELEVANCE = "relevance/"
+"""Before a model's name: the table of its scores of them."""
+
 RELEVANT_ALT_TEXTS = f"{ALT_TEXTS}/relevant"
 """The same, the most fitting first, where a model scores them (`perceive.relevance`)."""
 

@@ -57,7 +57,7 @@ class Slots:
             return
         share = self._refused / self._seen
         if share > _MANY:
-            if self._seen < _ENOUGH:
+            if self._seen < min(_ENOUGH, 2 * self.limit):
                 return
             self.limit, self._growth = max(self.limit * _SHRINKAGE, 1.0), _GROWTH
         elif share < _FEW and self._was_full:  # else the limit is not what holds us back

@@ -9,17 +9,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from experts.base import Hardware
 from experts.checkpoint import CheckpointError, checkpoint_revision
 from experts.tagging.vocabulary import ImageTextModel, VocabularyConfig, relevance
-from fusion_pipeline.dataset.evidence import ALT_TEXTS, RELEVANT_ALT_TEXTS
+from fusion_pipeline.dataset.evidence import ALT_TEXTS, RELEVANCE, RELEVANT_ALT_TEXTS
 from fusion_pipeline.dataset.images import DecodeError, decode
 from fusion_pipeline.dataset.rows import NotOk, Ok, Outcome, build_table, failed
 from fusion_pipeline.engine.errors import is_resource_error
 from fusion_pipeline.engine.stage import CPU_WORKER, Resources, ShardBlock, Worker
 from fusion_pipeline.perceive.alt_text import CLEANED
+from fusion_pipeline.perceive.stage import load_expert
 
 MODELS = {
     "clip": "experts.tagging.clip:ClipModel",
@@ -44,10 +46,14 @@ class Relevance:
 
     @property
     def name(self) -> str:
-        return f"relevance/{self.label}"
+        return f"{RELEVANCE}{self.label}"
 
     def settings(self) -> Mapping[str, Any]:
-        return self.config.model_dump(mode="json", include={"calibration", "dtype"})
+        model = {"expert": self.expert, "expert_version": load_expert(self.expert).version}
+        # As for experts: more than one thread may change a result's last bits.
+        threads = {"threads": self.resources.threads} if self.resources.threads > 1 else {}
+        used = self.config.model_dump(mode="json", include={"calibration", "dtype"})
+        return {**model, **used, **threads}
 
     def revision(self) -> str:
         return checkpoint_revision(self.config)
@@ -90,6 +96,8 @@ class _RelevanceWorker:
             if is_resource_error(error):
                 raise  # says nothing of the image
             return failed(error)
+        if not np.isfinite(scores).all():
+            return NotOk("failed", "not_finite: a score is no number")
         rest = iter(scores)
         return Ok({"relevance": [next(rest) if text else None for text in texts]})
 
@@ -135,9 +143,10 @@ class RelevantAltTexts:
     def _ranked(
         self, cells: Sequence[Mapping[str, Any]], scores: Sequence[float | None]
     ) -> list[dict[str, Any]]:
+        threshold = float(np.float32(self.threshold))  # scores were stored as float32
         found = [
             {**cell, "relevance": score}
-            if score is None or round(score, 4) >= self.threshold  # 0.35 as float32 is less
+            if score is None or score >= threshold
             else {**cell, "text": "", "reason": "irrelevant", "relevance": score}
             for cell, score in zip(cells, scores, strict=True)
         ]

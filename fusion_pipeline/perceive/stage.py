@@ -2,7 +2,7 @@
 
 import importlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from fusion_pipeline.dataset.images import DecodeError, decode
 from fusion_pipeline.dataset.rows import NotOk, Ok, Outcome, build_table, failed
 from fusion_pipeline.engine.errors import is_resource_error
 from fusion_pipeline.engine.stage import CPU_WORKER, Resources, ShardBlock, Worker
-from fusion_pipeline.perceive.tiles import Tiled, TilesConfig
+from fusion_pipeline.perceive.tiles import VERSION, Tiled, TilesConfig
 
 
 def load_expert(name: str) -> type[Expert]:
@@ -70,8 +70,10 @@ class Perceive:
     def settings(self) -> Mapping[str, Any]:
         # Threads may change a result's last bits; with one there is nothing to tell.
         threads = {"threads": self.resources.threads} if self.resources.threads > 1 else {}
-        tiles = {"tiles": self.tiles.model_dump()} if self.tiles else {}
-        return {**self.config.fingerprint_fields(), **threads, **tiles}
+        tiles = {"tiles": {**self.tiles.model_dump(), "version": VERSION}} if self.tiles else {}
+        # The table's name tells the expert, unless it has a name of its own.
+        expert = {} if self.label in ("", self.expert) else {"expert": self.expert}
+        return {**self.config.fingerprint_fields(), **expert, **threads, **tiles}
 
     def revision(self) -> str:
         return self.expert_class.revision(self.config)
@@ -85,9 +87,8 @@ class _PerceiveWorker:
         self._stage = stage
         resources = stage.resources
         hardware = Hardware(resources.threads, gpu=resources.gpus > 0)
-        expert = stage.expert_class(stage.config, hardware)
-        self._kind = expert.kind
-        self._expert = Tiled(expert, stage.tiles) if stage.tiles else expert
+        self._expert = stage.expert_class(stage.config, hardware)
+        self._tiled = Tiled(self._expert, stage.tiles) if stage.tiles else None
 
     def __call__(self, block: ShardBlock) -> pa.Table:
         contexts = [
@@ -102,18 +103,31 @@ class _PerceiveWorker:
             )
         ]
         outcomes: list[Outcome] = []
-        size = max(1, self._expert.batch_size >> block.halvings)
+        batch = max(1, self._expert.batch_size >> block.halvings)
+        size = 1 if self._tiled else batch
         for start in range(0, len(block), size):
             block.tick()
             images = block.images[start : start + size]
-            outcomes += self._look(images, contexts[start : start + size])
+            outcomes += self._look(images, contexts[start : start + size], batch, block.tick)
         return build_table(block.keys, outcomes, self._stage.columns)
 
-    def _look(self, images: Sequence[bytes], contexts: Sequence[Context]) -> list[Outcome]:
+    def _look(
+        self,
+        images: Sequence[bytes],
+        contexts: Sequence[Context],
+        batch: int,
+        tick: Callable[[], None],
+    ) -> list[Outcome]:
         """One outcome an image; an image that breaks its slice is found by going one by one."""
         try:
-            decoded = [decode(i, min_short_edge=self._expert.min_short_edge) for i in images]
-            return [self._ok(evidence) for evidence in self._expert(decoded, contexts)]
+            if self._tiled:
+                [image], [context] = images, contexts
+                whole = decode(image, min_short_edge=self._tiled.min_short_edge(context))
+                found = self._tiled(whole, context, batch, tick)
+            else:
+                edge = self._expert.min_short_edge
+                found = self._expert([decode(i, min_short_edge=edge) for i in images], contexts)
+            return [self._ok(evidence) for evidence in found]
         except Exception as error:  # a model may raise anything on one odd image
             if is_resource_error(error):
                 raise  # says nothing of the image
@@ -122,12 +136,12 @@ class _PerceiveWorker:
                     return [NotOk("failed", str(error)[:200])]
                 return [failed(error)]
             pairs = zip(images, contexts, strict=True)
-            return [outcome for i, c in pairs for outcome in self._look([i], [c])]
+            return [one for i, c in pairs for one in self._look([i], [c], batch, tick)]
 
     def _ok(self, evidence: Evidence) -> Outcome:
         if not all(_is_finite(item) for item in evidence):
             return NotOk("failed", "not_finite: a score or coordinate is no number")
-        kind = self._kind
+        kind = self._expert.kind
         return Ok({kind.value: to_arrow(kind, [evidence]).to_pylist()[0]})
 
 

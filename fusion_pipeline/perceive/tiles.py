@@ -5,14 +5,18 @@ is gone by then. So it is asked for overlapping tiles, too, and what it says is 
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from experts.base import Context, Expert
-from fusion_pipeline.dataset.evidence import DetectedObject, iou
+from fusion_pipeline.dataset.evidence import Box, DetectedObject, Evidence
 from fusion_pipeline.dataset.images import RGB
+
+VERSION = 1
+"""Raised when the same tiles give another answer."""
 
 _LARGER = 1.25
 """An image whose long edge is less than this many tiles is looked at as a whole alone."""
@@ -48,9 +52,12 @@ def tiles_of(width: int, height: int, config: TilesConfig) -> list[_Tile]:
     edge = config.edge
     if max(width, height) < _LARGER * edge:
         return []
-    while (columns := _count(width, edge, config)) * (rows := _count(height, edge, config)) > (
-        config.most
-    ):
+    while True:
+        columns, rows = _count(width, edge, config), _count(height, edge, config)
+        if columns * rows == 1:
+            return []  # the whole image again
+        if columns * rows <= config.most:
+            break
         edge = math.ceil(edge * 1.1)
     return [
         _Tile(x, y, min(edge, width), min(edge, height))
@@ -69,72 +76,82 @@ def _starts(length: int, edge: int, count: int) -> Iterator[int]:
 
 
 class Tiled:
-    """A detector that looks at whole images and at their tiles (see `Expert`)."""
-
-    min_short_edge: int | None = None
+    """Looks with a detector at images and at their tiles."""
 
     def __init__(self, detector: Expert, config: TilesConfig) -> None:
         self._detector = detector
         self._config = config
-        self.batch_size = detector.batch_size
+
+    def min_short_edge(self, context: Context) -> int | None:
+        """Of the image as it is to be decoded: in full where it has tiles."""
+        has_tiles = tiles_of(context.width, context.height, self._config)
+        return None if has_tiles else self._detector.min_short_edge
 
     def __call__(
-        self, images: Sequence[RGB], context: Sequence[Context]
-    ) -> list[list[DetectedObject]]:
-        # A call gets no more tiles than the worker thinks fit of images: after running out of
-        # memory that is less than the batch size.
-        size = len(images)
-        return [self._look(i, c, size) for i, c in zip(images, context, strict=True)]
+        self, image: RGB, context: Context, batch: int, tick: Callable[[], None]
+    ) -> Sequence[Evidence]:
+        """One answer. The detector gets up to `batch` tiles at a time; `tick` is called after each
+        batch, since an image may take as long as many."""
+        width, height = context.width, context.height
+        tiles = tiles_of(width, height, self._config)
+        if not tiles:
+            return self._detector([image], [context])
+        parts = [_Tile(0, 0, width, height), *tiles]
+        found: list[DetectedObject] = []
+        for start in range(0, len(parts), batch):
+            seen = parts[start : start + batch]
+            views = [image[t.y : t.y + t.height, t.x : t.x + t.width] for t in seen]
+            contexts = [replace(context, width=t.width, height=t.height) for t in seen]
+            for tile, objects in zip(seen, self._detector(views, contexts), strict=True):
+                found += _in_image(tile, objects, width, height)
+            tick()
+        return [_once(found, self._config.same_iou)]
 
-    def _look(self, image: RGB, context: Context, size: int) -> list[DetectedObject]:
-        height, width = image.shape[:2]
-        tiles = [_Tile(0, 0, width, height), *tiles_of(width, height, self._config)]
-        parts = [image[t.y : t.y + t.height, t.x : t.x + t.width] for t in tiles]
-        contexts = [replace(context, width=t.width, height=t.height) for t in tiles]
-        seen = [
-            objects
-            for start in range(0, len(tiles), size)
-            for objects in self._detector(
-                parts[start : start + size], contexts[start : start + size]
+
+def _in_image(tile: _Tile, objects: Evidence, width: int, height: int) -> Iterator[DetectedObject]:
+    """What a tile shows whole, in shares of the image."""
+    for found in objects:
+        if isinstance(found, DetectedObject) and not _is_cut(found.box, tile, width, height):
+            x1, y1, x2, y2 = found.box
+            box = (
+                (tile.x + x1 * tile.width) / width,
+                (tile.y + y1 * tile.height) / height,
+                (tile.x + x2 * tile.width) / width,
+                (tile.y + y2 * tile.height) / height,
             )
-        ]
-        found = [
-            replace(o, box=_in_image(o, tile, width, height))
-            for tile, objects in zip(tiles, seen, strict=True)
-            for o in objects
-            if isinstance(o, DetectedObject) and _is_whole(o, tile, width, height)
-        ]
-        return _once(found, self._config.same_iou)
+            yield replace(found, box=box)
 
 
-def _is_whole(found: DetectedObject, tile: _Tile, width: int, height: int) -> bool:
-    """Whether it ends inside of the tile, or with the image. Another tile, or the whole image, sees
-    more of what does not."""
-    x1, y1, x2, y2 = found.box
+def _is_cut(box: Box, tile: _Tile, width: int, height: int) -> bool:
+    """Whether it may go on beyond the tile: another one, or the whole image, sees more of it."""
+    x1, y1, x2, y2 = box
     return (
-        (x1 > _BORDER or tile.x == 0)
-        and (y1 > _BORDER or tile.y == 0)
-        and (x2 < 1 - _BORDER or tile.x + tile.width == width)
-        and (y2 < 1 - _BORDER or tile.y + tile.height == height)
-    )
-
-
-def _in_image(
-    found: DetectedObject, tile: _Tile, width: int, height: int
-) -> tuple[float, float, float, float]:
-    x1, y1, x2, y2 = found.box
-    return (
-        (tile.x + x1 * tile.width) / width,
-        (tile.y + y1 * tile.height) / height,
-        (tile.x + x2 * tile.width) / width,
-        (tile.y + y2 * tile.height) / height,
+        (x1 <= _BORDER and tile.x > 0)
+        or (y1 <= _BORDER and tile.y > 0)
+        or (x2 >= 1 - _BORDER and tile.x + tile.width < width)
+        or (y2 >= 1 - _BORDER and tile.y + tile.height < height)
     )
 
 
 def _once(found: Sequence[DetectedObject], same_iou: float) -> list[DetectedObject]:
     """Best first; of boxes of one label that are one thing, the best."""
-    kept: list[DetectedObject] = []
+    by_label: dict[str, list[DetectedObject]] = {}
     for one in sorted(found, key=lambda o: (-o.score, o.label, o.box)):
-        if all(o.label != one.label or iou(o.box, one.box) < same_iou for o in kept):
-            kept.append(one)
-    return kept
+        by_label.setdefault(one.label, []).append(one)
+    kept = [one for same in by_label.values() for one in _suppressed(same, same_iou)]
+    return sorted(kept, key=lambda o: (-o.score, o.label, o.box))
+
+
+def _suppressed(found: Sequence[DetectedObject], same_iou: float) -> Iterator[DetectedObject]:
+    boxes = np.array([one.box for one in found], np.float64)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    stays = np.ones(len(found), bool)
+    for index, one in enumerate(found):
+        if stays[index]:
+            yield one
+            corners = np.maximum(boxes[index, :2], boxes[:, :2])
+            sides = (np.minimum(boxes[index, 2:], boxes[:, 2:]) - corners).clip(min=0)
+            shared = sides.prod(axis=1)
+            # As a product, so that boxes without area divide nothing. Of boxes that are no numbers
+            # it is false: they are kept, and fail their row.
+            stays &= ~(shared >= same_iou * (areas + areas[index] - shared)) | (shared == 0)

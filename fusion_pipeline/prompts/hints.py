@@ -83,7 +83,7 @@ class Hints:
     """Reading order; unread lines are never among them."""
     alt_texts: tuple[str, ...] = ()
     counts: tuple[tuple[str, int], ...] = ()
-    """Labels of which more was found than `objects` tells, and how many in all; by label."""
+    """Labels of which `objects` tells some, not all, and how many were found; by label."""
 
     def to_json(self) -> str:
         """Canonical: the same hints give the same string, on every machine."""
@@ -178,7 +178,7 @@ def choose_hints(
     costs: tuple[list[int], ...] = (
         _costs(read, lambda line: _quoted_length(line.text)),
         _costs(alts, _quoted_length),
-        _costs(drawn, _object_length),
+        _object_costs(drawn),
         _costs(ranked_tags, lambda tag: len(tag.label) + 2),
     )
     n_text, n_alt, n_objects, n_tags = _share(config.max_chars, costs, floors)
@@ -218,9 +218,15 @@ def _costs(items: Sequence[T], length: Callable[[T], int]) -> list[int]:
     return [length(item) + (0 if index else HEADING_CHARS) for index, item in enumerate(items)]
 
 
-def _object_length(found: DetectedObject) -> int:
-    """Of its line, and of one that tells how many there are."""
-    return 2 * len(found.label) + len("- : [0.000, 0.000, 0.000, 0.000]\n- : 0000\n")
+def _object_costs(drawn: Sequence[DetectedObject]) -> list[int]:
+    """Of their lines; the first of a label pays for the line that may tell how many there are."""
+    labels = set[str]()
+    extra = []
+    for found in drawn:
+        extra.append(0 if found.label in labels else len(found.label) + len("- : 00000\n"))
+        labels.add(found.label)
+    lines = _costs(drawn, lambda o: len(o.label) + len("- : [0.000, 0.000, 0.000, 0.000]\n"))
+    return [line + more for line, more in zip(lines, extra, strict=True)]
 
 
 def _quoted_length(text: str) -> int:

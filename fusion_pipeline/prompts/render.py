@@ -1,8 +1,8 @@
 """The one renderer of fusion prompts: a named, versioned template file plus hints.
 
-A template is never edited after it has been used for a data set: a change is a new file
-(`meta-v2`). Instructions come first and are the same for every sample, so that an engine's prefix
-cache serves them; what differs, the external information, comes last.
+A template that was released is never edited: a change is a new file (`meta-v2`). Instructions come
+first and are the same for every sample, so that an engine's prefix cache serves them; what differs,
+the external information, comes last.
 """
 
 import hashlib

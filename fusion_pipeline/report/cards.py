@@ -71,10 +71,13 @@ def make_cards(
                 rows = [_row(table, key) for table in (samples, *tables)]
                 cells = [_row(table, key).get("text") for table in lines]
                 unread = [line for cell in cells for line in text_from(cell) if line.unread]
+                unread = unread[:_MOST_UNREAD]
                 found[key] = _card(selected, shard, colours or {}, unread, *rows)
     return [found[key] for key in keys]
 
 
+_MOST_UNREAD = 120
+"""Lines a card."""
 MANY = "several"
 _HUES = 5
 

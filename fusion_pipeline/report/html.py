@@ -20,6 +20,7 @@ from fusion_pipeline.dataset.evidence import (
     ALT_TEXTS,
     MERGED_OBJECTS,
     MERGED_TAGS,
+    RELEVANCE,
     RELEVANT_ALT_TEXTS,
 )
 from fusion_pipeline.dataset.fingerprints import canonical_json, short_hash
@@ -73,7 +74,9 @@ class Report:
     def experts(self) -> list[str]:
         """Tables of the experts alone."""
         others = (ALT_TEXTS, RELEVANT_ALT_TEXTS, MERGED_TAGS, MERGED_OBJECTS)
-        return [name for name in self.evidence if name not in others]
+        return [
+            name for name in self.evidence if name not in others and not name.startswith(RELEVANCE)
+        ]
 
     def inputs(self) -> dict[str, Any]:
         """What the page is made of, but for the run logs: other times alone don't outdate it.

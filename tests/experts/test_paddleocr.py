@@ -217,7 +217,7 @@ def test_a_gpu_that_is_not_there_is_no_cpu(config: PaddleOcrConfig) -> None:
 def test_settings_of_a_model_hold_no_code(models: Path, tmp_path: Path) -> None:
     shutil.copytree(models, tmp_path / "models")
     settings = tmp_path / "models" / f"{DET}_onnx" / "inference.yml"
-    assert model_name(settings) == DET
+    assert model_name(settings, "detection") == DET
     trap = tmp_path / "trap"
     content = yaml.safe_load(settings.read_text("utf-8"))
     values = content["PreProcess"]["transform_ops"][2]["NormalizeImage"]
@@ -226,6 +226,21 @@ def test_settings_of_a_model_hold_no_code(models: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="scale is no number"):
         PaddleOcr(config_of(tmp_path / "models"), Hardware())
     assert not trap.exists()
+
+
+@pytest.mark.parametrize("content", ["", "- a", "Global: {model_name: x}", "{", "\x00"])
+def test_settings_that_are_none_are_named(content: str, models: Path, tmp_path: Path) -> None:
+    shutil.copytree(models, tmp_path / "models")
+    settings = tmp_path / "models" / f"{DET}_onnx" / "inference.yml"
+    settings.write_text(content)
+    with pytest.raises(CheckpointError, match=r"inference\.yml: not the settings of a PaddleX"):
+        PaddleOcr(config_of(tmp_path / "models"), Hardware())
+
+
+def test_models_in_the_wrong_place_are_named(config: PaddleOcrConfig) -> None:
+    swapped = {"detection": config.recognition, "recognition": config.detection}
+    with pytest.raises(CheckpointError, match=r"_rec' is no model for `detection`.*'_det'"):
+        PaddleOcr(config.model_copy(update=swapped), Hardware())
 
 
 OFFLINE = """

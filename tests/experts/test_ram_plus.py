@@ -1,4 +1,4 @@
-"""RAM++ against numbers that the authors' code gave for the same small random weights.
+"""RAM++ against numbers that a transcription of the authors' code gave for small random weights.
 
 Their package can't be installed beside a transformers of today; docs/decisions/011 says how the
 numbers were made.
@@ -47,7 +47,7 @@ def load(folder: Path, **settings: Any) -> RamPlus:
     return RamPlus(RamPlusConfig(model=str(folder), tags=folder, **settings), Hardware())
 
 
-def test_scores_are_those_of_the_authors_code(folder: Path, photo: Photo) -> None:
+def test_scores_are_those_of_the_transcription(folder: Path, photo: Photo) -> None:
     found = load(folder).scores([photo(name) for name in GOLDEN])
     np.testing.assert_allclose(found, list(GOLDEN.values()), atol=1e-5)
 
@@ -95,6 +95,14 @@ def test_half_precision(folder: Path, photo: Photo) -> None:
     full, half = (load(folder, dtype=kind).scores(images) for kind in ("float32", "bfloat16"))
     assert np.abs(half - full).max() < 0.05
     assert (half != full).any()
+
+
+def test_an_answer_without_numbers_is_no_answer(copy: Path, photo: Photo) -> None:
+    weights = load_file(copy / WEIGHTS)
+    weights["fc.bias"][0] = torch.nan
+    save_file(weights, copy / WEIGHTS)
+    with pytest.raises(ValueError, match="not_finite"):
+        load(copy)([photo("coffee.png")], [])
 
 
 @pytest.mark.parametrize(

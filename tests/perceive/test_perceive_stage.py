@@ -141,7 +141,10 @@ def test_a_detector_with_tiles(dataset: Dataset) -> None:
         dataset, 0, {"samples": dataset.read_table("samples", 0)[0]}, ShardImages(dataset, 0)
     )
     assert stage.open()(block) == plain.open()(block)
-    assert stage.settings() == {**plain.settings(), "tiles": TILES.model_dump()}
+    tiles = {**TILES.model_dump(), "version": 1}
+    assert stage.settings() == {**plain.settings(), "tiles": tiles}
+    other = Perceive("picky", Picky.Config(), label="mine")
+    assert other.settings() == {**plain.settings(), "expert": "picky"}
 
 
 @pytest.mark.usefixtures("expert")

@@ -1,5 +1,6 @@
 """Which alt texts belong to their image: scores of a model, and what is made of them."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,13 @@ import pytest
 from experts.base import Hardware
 from experts.checkpoint import CheckpointError
 from experts.tagging.clip import ClipConfig, ClipModel
+from experts.tagging.vocabulary import relevance
 from fusion_pipeline.config import ConfigError, load_config
 from fusion_pipeline.dataset.images import decode
 from fusion_pipeline.dataset.layout import Dataset
 from fusion_pipeline.dataset.rows import Ok, build_table
-from fusion_pipeline.engine.stage import ShardBlock, ShardImages
+from fusion_pipeline.engine.stage import Resources, ShardBlock, ShardImages
+from fusion_pipeline.perceive import relevance as module
 from fusion_pipeline.perceive.alt_text import AltText, AltTextConfig
 from fusion_pipeline.perceive.relevance import Relevance, RelevantAltTexts
 from fusion_pipeline.pipeline import evidence_of
@@ -99,6 +102,45 @@ def test_the_best_come_first_and_the_others_go(block: ShardBlock) -> None:
     ]  # fmt: skip
 
 
+def test_scores_that_are_no_numbers_fail_their_row(
+    block: ShardBlock, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = stage_of(model).open()
+    monkeypatch.setattr(module, "relevance", lambda *_: [[0.5, float("nan")]])
+    rows = worker(block).to_pylist()
+    assert rows[0]["status"] == "failed"
+    assert rows[0]["reason"].startswith("not_finite")
+
+
+def test_thousands_of_texts_are_embedded_in_parts(model: Path) -> None:
+    loaded = ClipModel(ClipConfig(model=str(model)), Hardware())
+    image = np.zeros((50, 50, 3), np.uint8)
+    texts = [f"text {number}" for number in range(150)]
+    sizes = list[int]()
+
+    class Counting:
+        scale, bias = loaded.scale, loaded.bias
+        embed_images = staticmethod(loaded.embed_images)
+
+        def embed_texts(self, texts: list[str]) -> Any:
+            sizes.append(len(texts))
+            return loaded.embed_texts(texts)
+
+    [scores] = relevance(Counting(), [image], [texts])  # type: ignore[arg-type]
+    assert len(scores) == 150
+    assert max(sizes) <= 64
+
+
+def test_what_goes_into_its_lineage(model: Path) -> None:
+    clip = stage_of(model)
+    others = [
+        Relevance("open-clip", clip.config, "siglip"),
+        Relevance("clip", clip.config, "siglip", Resources(threads=2)),
+        stage_of(model, calibration={"scale": 10, "bias": -3}),
+    ]
+    assert len({str(stage.settings()) for stage in [clip, *others]}) == 4
+
+
 def test_an_image_that_cannot_be_decoded_fails_alone(block: ShardBlock, model: Path) -> None:
     block.images[3] = block.images[3][:50]
     block.images[1] = b""  # without texts nobody looks at it
@@ -127,6 +169,20 @@ def test_prompts_are_made_from_the_relevant_ones(tmp_path: Path, model: Path) ->
     assert not {"alt_texts", "relevance/siglip"} & set(told)
     path.write_text(config.to_yaml())
     assert load_config(path) == config
-    path.write_text(CONFIG + "relevance: nanodet\n")
-    with pytest.raises(ConfigError, match="nanodet has no model for texts; clip and open-clip do"):
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("relevance: nanodet", "nanodet has no model for texts; clip and open-clip do"),
+        ("relevance: {clip: {model: ./m, max_tags: 3}}", "clip.max_tags: a setting of taggers"),
+        ("relevance: {expert: clip, name: x}", "this has 2 keys: expert, name"),
+        ("experts: [{expert: rapidocr, name: ../x}]", "this has 2 keys: expert, name"),
+        ("alt_text: {min_relevance: 0.1}", "no model scores the texts"),
+    ],
+)
+def test_settings_without_effect_are_refused(more: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(CONFIG + more + "\n")
+    with pytest.raises(ConfigError, match=re.escape(message)):
         load_config(path)

@@ -22,7 +22,7 @@ from fusion_pipeline.perceive.tiles import Tiled, TilesConfig, tiles_of
 class Squares:
     """Finds what is white, but nothing that is less than a 32nd of what it is shown."""
 
-    batch_size = 2
+    min_short_edge = 32
 
     def __init__(self) -> None:
         self.calls: list[int] = []
@@ -48,9 +48,9 @@ class Squares:
 
 def look(image: RGB, detector: Any = None, **settings: Any) -> list[DetectedObject]:
     tiled = Tiled(detector or Squares(), TilesConfig(**settings))
-    assert tiled.min_short_edge is None  # else the decoder has already thrown the pixels away
-    [found] = tiled([image], [Context(image.shape[1], image.shape[0], key="k")])
-    return found
+    context = Context(image.shape[1], image.shape[0], key="k")
+    [found] = tiled(image, context, 2, lambda: None)
+    return list(found)
 
 
 @given(
@@ -64,7 +64,9 @@ def test_tiles_cover_the_image_and_hold_small_things_whole(
     tiles = tiles_of(width, height, config)
     if max(width, height) < 1.25 * edge:
         assert tiles == []
+    if not tiles:
         return
+    assert len(tiles) > 1  # else the whole image would be looked at twice
     assert len(set(tiles)) == len(tiles) <= most
     for tile in tiles:
         assert 0 <= tile.x <= tile.x + tile.width <= width
@@ -97,23 +99,46 @@ def test_small_and_large_things_are_found_once_where_they_are() -> None:
     assert len(alone) < 0.7 * len(boxes)
 
 
-def test_a_call_gets_no_more_tiles_than_the_worker_gives_images() -> None:
-    """After running out of memory it gives fewer."""
-    image = np.zeros((900, 1200, 3), np.uint8)
-    squares = Squares()
+def test_tiles_come_in_batches_and_each_is_a_sign_of_life() -> None:
+    squares, ticks = Squares(), list[int]()
     tiled, context = Tiled(squares, TilesConfig(edge=600)), Context(1200, 900, key="k")
-    tiled([image] * 2, [context] * 2)
-    assert set(squares.calls) == {1, 2}
-    squares.calls.clear()
-    tiled([image], [context])
-    assert set(squares.calls) == {1}
-    assert len(squares.calls) == 1 + len(tiles_of(1200, 900, TilesConfig(edge=600)))
+    image = np.zeros((900, 1200, 3), np.uint8)
+    count = 1 + len(tiles_of(1200, 900, TilesConfig(edge=600)))
+    tiled(image, context, 4, lambda: ticks.append(1))
+    assert squares.calls == [4] * (count // 4) + [count % 4] * (count % 4 > 0)
+    assert len(ticks) == len(squares.calls)
 
 
-def test_small_images_are_looked_at_once() -> None:
-    squares = Squares()
-    look(np.zeros((400, 700, 3), np.uint8), squares, edge=600)
-    assert squares.calls == [1]
+def test_images_without_tiles_are_looked_at_as_before() -> None:
+    """Boxes that lie upon each other are the detector's own business there."""
+
+    class Twins(Squares):
+        def _look(self, image: RGB) -> list[DetectedObject]:
+            return [DetectedObject("cat", s, (0, 0, 1, 1)) for s in (0.5, 0.9)]
+
+    twins = Twins()
+    found = look(np.zeros((400, 700, 3), np.uint8), twins, edge=600)
+    assert [o.score for o in found] == [0.5, 0.9]
+    assert twins.calls == [1]
+
+
+def test_only_images_with_tiles_are_decoded_in_full() -> None:
+    tiled = Tiled(Squares(), TilesConfig(edge=600))
+    assert tiled.min_short_edge(Context(700, 700)) == 32
+    assert tiled.min_short_edge(Context(800, 700)) is None
+
+
+def test_boxes_that_are_no_numbers_are_not_lost() -> None:
+    """The stage fails their row; a box less would be a wrong answer."""
+
+    class Broken(Squares):
+        def _look(self, image: RGB) -> list[DetectedObject]:
+            return [DetectedObject("cat", 0.5, (float("nan"),) * 4)]
+
+    image = np.zeros((900, 1200, 3), np.uint8)
+    assert len(look(image, Broken(), edge=600)) == 1 + len(
+        tiles_of(1200, 900, TilesConfig(edge=600))
+    )
 
 
 def test_nanodet_finds_small_people_in_six_megapixels() -> None:
