@@ -2,10 +2,14 @@
 
 import importlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from experts import EXPERTS
@@ -20,7 +24,7 @@ from fusion_pipeline.dataset.evidence import (
     tags_from,
     to_arrow,
 )
-from fusion_pipeline.dataset.images import DecodeError, decode
+from fusion_pipeline.dataset.images import RGB, DecodeError, decode
 from fusion_pipeline.dataset.rows import NotOk, Ok, Outcome, build_table, failed
 from fusion_pipeline.engine.errors import is_resource_error
 from fusion_pipeline.engine.stage import CPU_WORKER, Resources, ShardBlock, Worker
@@ -82,6 +86,9 @@ class Perceive:
         return _PerceiveWorker(self)
 
 
+_Slice = tuple[Sequence[bytes], Sequence[Context]]
+
+
 class _PerceiveWorker:
     def __init__(self, stage: Perceive) -> None:
         self._stage = stage
@@ -89,6 +96,11 @@ class _PerceiveWorker:
         hardware = Hardware(resources.threads, gpu=resources.gpus > 0)
         self._expert = stage.expert_class(stage.config, hardware)
         self._tiled = Tiled(self._expert, stage.tiles) if stage.tiles else None
+        self._decoder = ThreadPoolExecutor(1) if hardware.gpu else None
+        """Decodes the next slice while the GPU looks at one. On CPUs all cores have work anyway."""
+        if hardware.gpu:
+            # A GPU's first call takes seconds, and shows what does not fit its libraries.
+            self._expert([np.zeros((448, 448, 3), np.uint8)], [Context(448, 448)])
 
     def __call__(self, block: ShardBlock) -> pa.Table:
         contexts = [
@@ -105,28 +117,47 @@ class _PerceiveWorker:
         outcomes: list[Outcome] = []
         batch = max(1, self._expert.batch_size >> block.halvings)
         size = 1 if self._tiled else batch
-        for start in range(0, len(block), size):
+        starts = range(0, len(block), size)
+        slices = [(block.images[s : s + size], contexts[s : s + size]) for s in starts]
+        for (images, own), decoded in zip(slices, self._decoded(slices), strict=True):
             block.tick()
-            images = block.images[start : start + size]
-            outcomes += self._look(images, contexts[start : start + size], batch, block.tick)
+            outcomes += self._look(images, own, decoded, batch, block.tick)
         return build_table(block.keys, outcomes, self._stage.columns)
+
+    def _decoded(self, slices: Sequence[_Slice]) -> Iterator[Callable[[], list[RGB]]]:
+        """What gives the images of each slice."""
+        if self._decoder is None:
+            yield from (partial(self._decode, *one) for one in slices)
+            return
+        ahead = deque[Future[list[RGB]]]()
+        for one in slices:
+            ahead.append(self._decoder.submit(self._decode, *one))
+            if len(ahead) > 1:
+                yield ahead.popleft().result
+        yield from (last.result for last in ahead)
+
+    def _decode(self, images: Sequence[bytes], contexts: Sequence[Context]) -> list[RGB]:
+        tiled, edge = self._tiled, self._expert.min_short_edge
+        return [
+            decode(image, min_short_edge=tiled.min_short_edge(context) if tiled else edge)
+            for image, context in zip(images, contexts, strict=True)
+        ]
 
     def _look(
         self,
         images: Sequence[bytes],
         contexts: Sequence[Context],
+        decoded: Callable[[], list[RGB]],
         batch: int,
         tick: Callable[[], None],
     ) -> list[Outcome]:
         """One outcome an image; an image that breaks its slice is found by going one by one."""
         try:
             if self._tiled:
-                [image], [context] = images, contexts
-                whole = decode(image, min_short_edge=self._tiled.min_short_edge(context))
-                found = self._tiled(whole, context, batch, tick)
+                [image], [context] = decoded(), contexts
+                found = self._tiled(image, context, batch, tick)
             else:
-                edge = self._expert.min_short_edge
-                found = self._expert([decode(i, min_short_edge=edge) for i in images], contexts)
+                found = self._expert(decoded(), contexts)
             return [self._ok(evidence) for evidence in found]
         except Exception as error:  # a model may raise anything on one odd image
             if is_resource_error(error):
@@ -135,8 +166,12 @@ class _PerceiveWorker:
                 if isinstance(error, DecodeError):
                     return [NotOk("failed", str(error)[:200])]
                 return [failed(error)]
-            pairs = zip(images, contexts, strict=True)
-            return [one for i, c in pairs for one in self._look([i], [c], batch, tick)]
+            alone = [([i], [c]) for i, c in zip(images, contexts, strict=True)]
+            return [
+                outcome
+                for one in alone
+                for outcome in self._look(*one, partial(self._decode, *one), batch, tick)
+            ]
 
     def _ok(self, evidence: Evidence) -> Outcome:
         if not all(_is_finite(item) for item in evidence):

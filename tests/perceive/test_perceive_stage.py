@@ -1,5 +1,6 @@
 """The stage that hosts experts: one odd image costs its row, and nothing else."""
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,8 +17,8 @@ from fusion_pipeline.dataset.layout import Dataset
 from fusion_pipeline.engine.chain import Chain
 from fusion_pipeline.engine.errors import StageError
 from fusion_pipeline.engine.shard import run_stage
-from fusion_pipeline.engine.stage import ShardBlock, ShardImages
-from fusion_pipeline.perceive.stage import Perceive, load_expert
+from fusion_pipeline.engine.stage import Resources, ShardBlock, ShardImages
+from fusion_pipeline.perceive.stage import Perceive, _PerceiveWorker, load_expert
 from fusion_pipeline.perceive.tiles import TilesConfig
 from tests.toy import ROWS, run_toy, toy_steps
 
@@ -131,6 +132,41 @@ def test_out_of_memory_is_nobodys_row(dataset: Dataset) -> None:
     with pytest.raises(StageError, match=r"'a' broke on shard 0: MemoryError"):
         run_stage(place, step, stage.open, 0, ShardImages(dataset, 0))
     assert dataset.shards_of(place.versions["a"]) == set()
+
+
+@pytest.mark.usefixtures("expert")
+def test_on_a_gpu_the_next_slice_is_decoded_ahead(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same outcomes, an image that can't be decoded among them. (No GPU is needed to be
+    told of one.)"""
+    last_was_decoded = threading.Event()
+
+    def decoded(worker: Any, images: Any, contexts: Any) -> Any:
+        if len(images) == 2:
+            last_was_decoded.set()
+        return decodes(worker, images, contexts)
+
+    decodes = _PerceiveWorker._decode
+    monkeypatch.setattr(_PerceiveWorker, "_decode", decoded)
+
+    def run(gpus: float) -> Any:
+        images = ShardImages(dataset, 0)
+        samples = dataset.read_table("samples", 0)[0]
+        key = samples["key"].to_pylist()[4]
+        images.by_key[key] = images.by_key[key][:50]
+        stage = Perceive("picky", Picky.Config(), resources=Resources(gpus=gpus))
+        worker = stage.open()
+        last_was_decoded.clear()
+        return worker(ShardBlock(dataset, 0, {"samples": samples}, images))
+
+    plain = run(0)
+    see = Picky._see
+    monkeypatch.setattr(Picky, "_see", lambda *a: last_was_decoded.wait(20) and see(*a))
+    assert run(0.5) == plain
+    warm_up, first = Picky.calls[-3], Picky.calls[-2]
+    assert warm_up[1] == [Context(448, 448)]
+    assert first[0] == [0, 1, 2, 3]
 
 
 @pytest.mark.usefixtures("expert")
