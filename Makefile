@@ -63,7 +63,8 @@ COMPILE := $(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --no-em
 DEV_EXTRAS := faiss-cpu demo s3 transformers open-clip ultralytics paddleocr dev
 lock: $(VENV)/.build
 	$(COMPILE) requirements/build.in -o requirements/build.txt
-	$(COMPILE) $(CPU_TORCH) --override requirements/cpu-without.txt pyproject.toml \
+	$(COMPILE) $(CPU_TORCH) --override requirements/cpu-without.txt \
+		--override requirements/newer.txt pyproject.toml \
 		requirements/dev.in $(foreach extra,$(DEV_EXTRAS),--extra $(extra)) -o requirements/dev.txt
 	$(COMPILE) pyproject.toml --extra faiss-cpu --extra demo -c requirements/dev.txt \
 		-o requirements/quickstart.txt
