@@ -85,7 +85,7 @@ def test_exports_can_be_loaded(reference: DemoRun) -> None:
         assert human["value"].startswith("<image>\n")
         assert (human["value"] + gpt["value"]).count("<image>") == 1
         assert len(gpt["value"].split()) > 3
-        assert full["hints"].keys() == {"tags", "objects", "text", "alt_texts"}
+        assert full["hints"].keys() == {"tags", "objects", "text", "alt_texts", "counts"}
         assert full["engine"] == "composer"
         assert "sha256:" in full["revisions"]["text/rapidocr"]
         with Image.open(out / short["image"]) as image:

@@ -1,5 +1,6 @@
 """Servers are started, watched, started again and ended; no model is needed for that."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -68,7 +69,11 @@ def processes_of(tmp_path: Path) -> list[psutil.Process]:
         if "keeper.py" in " ".join(process.info["cmdline"] or ())
         and str(tmp_path) in str(process.info["cmdline"])
     ]
-    return [p for keeper in keepers for p in (keeper, *keeper.children(recursive=True))]
+    found: list[psutil.Process] = []
+    for keeper in keepers:
+        with contextlib.suppress(psutil.NoSuchProcess):  # one that forks itself away ends
+            found += [keeper, *keeper.children(recursive=True)]
+    return found
 
 
 def wait_until_healthy(server: Server, deaths: int = 0) -> ServerState:
