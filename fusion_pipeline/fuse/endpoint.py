@@ -45,7 +45,7 @@ from fusion_pipeline.fuse.base import (
 from fusion_pipeline.fuse.completions import Completion, PaidConfig, Usage, request_body
 from fusion_pipeline.fuse.journal import Attempt, Journal, request_id
 from fusion_pipeline.fuse.ledger import Ledger, Prices
-from fusion_pipeline.fuse.traffic import Backend, Backends, Rate, Slots
+from fusion_pipeline.fuse.traffic import FIRST_LIMIT, Backend, Backends, Rate, Slots
 
 # The longest `Retry-After` that is obeyed; a longer one ends the attempts.
 _MAX_RETRY_AFTER_S = 120.0
@@ -267,7 +267,8 @@ class Endpoint:
             self._session = _Session(
                 loop,
                 {url: self._client(url) for url in config.url},
-                Slots(config.concurrency),
+                # Servers of our own refuse nothing: there is nothing to find out.
+                Slots(config.concurrency, config.concurrency if self._is_ours else FIRST_LIMIT),
                 Rate(config.requests_per_minute, config.tokens_per_minute),
                 Backends(config.url),
                 Ledger(config.budget_dollars, self.dollars),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from aiolimiter import AsyncLimiter
 
-_FIRST_LIMIT = 16
+FIRST_LIMIT = 16
 _FEW, _MANY = 1 / 4, 1 / 3
 """Shares of requests that are refused."""
 _ENOUGH = 32
@@ -22,9 +22,10 @@ class Slots:
     """Requests in flight. The limit is looked at about once a round trip: few were refused, and it
     grows, at first fast; many, and it shrinks. A fault now and then changes nothing."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, first: int = FIRST_LIMIT) -> None:
+        """`first`: how many at the beginning, when nothing is known of the server."""
         self._most = most
-        self.limit = float(min(_FIRST_LIMIT, most))
+        self.limit = float(min(first, most))
         self.in_flight = 0
         self._free = asyncio.Condition()
         self._growth = _FIRST_GROWTH
@@ -32,9 +33,9 @@ class Slots:
         self._was_full = False
 
     def allow(self, most: int) -> None:
-        """From now on up to so many."""
+        """From now on so many: of servers of our own, which refuse none."""
         self._most = most
-        self.limit = min(self.limit, float(most))
+        self.limit = float(most)
 
     @contextlib.asynccontextmanager
     async def one(self) -> AsyncIterator[None]:

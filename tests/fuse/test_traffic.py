@@ -36,6 +36,15 @@ async def test_slots_grow_to_the_limit_when_nothing_is_refused() -> None:
     assert slots.limit == 200
 
 
+async def test_servers_of_our_own_get_all_at_once() -> None:
+    slots = Slots(64, first=64)
+    assert slots.limit == 64
+    slots.allow(128)  # a second one is there
+    assert slots.limit == 128
+    slots.allow(64)
+    assert slots.limit == 64
+
+
 async def test_a_refusal_now_and_then_does_not_matter() -> None:
     slots = Slots(200)
     await load(slots, 3000, refused_every=5)
