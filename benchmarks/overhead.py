@@ -22,7 +22,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.result import finish
-from experts import SHIPPED
+from experts import SHIPPED, load_expert
 from experts.base import Context, Hardware
 from fusion_pipeline.config import load_config
 from fusion_pipeline.dataset.images import decode
@@ -33,7 +33,7 @@ from fusion_pipeline.engine.chain import Chain
 from fusion_pipeline.engine.ray_pool import RayOptions, run_on_ray, start_ray, stop_ray
 from fusion_pipeline.engine.shard import ShardResult, Step
 from fusion_pipeline.engine.stage import Stage
-from fusion_pipeline.perceive.stage import Perceive, load_expert
+from fusion_pipeline.perceive.stage import Perceive
 from fusion_pipeline.pipeline import build_pipeline
 from fusion_pipeline.runner import Options, Runner
 

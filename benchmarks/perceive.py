@@ -15,11 +15,11 @@ from pathlib import Path
 
 from benchmarks.overhead import make_pool, run_bare, run_ours, stages_of
 from benchmarks.result import finish
-from experts import SHIPPED
+from experts import SHIPPED, load_expert
 from fusion_pipeline.dataset.evidence import EvidenceKind
 from fusion_pipeline.engine.stage import Stage
 from fusion_pipeline.perceive.merge_stages import MergeObjects, MergeTags
-from fusion_pipeline.perceive.stage import Perceive, load_expert
+from fusion_pipeline.perceive.stage import Perceive
 
 DETECTOR = "nanodet"
 CHAIN, TWO = 0.9, 0.47

@@ -20,6 +20,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.result import finish
+from experts import load_expert
 from fusion_pipeline.config import load_config
 from fusion_pipeline.dataset.layout import Dataset
 from fusion_pipeline.dataset.lease import hold_lease
@@ -27,7 +28,7 @@ from fusion_pipeline.demo import make_demo_data
 from fusion_pipeline.demo.evaluate import Row, TextScore, Truth, score_text
 from fusion_pipeline.engine.chain import Chain, run_in_process
 from fusion_pipeline.engine.shard import Step
-from fusion_pipeline.perceive.stage import Perceive, load_expert
+from fusion_pipeline.perceive.stage import Perceive
 from fusion_pipeline.pipeline import ChainPhase, build_pipeline
 from fusion_pipeline.runner import Options, Runner
 

@@ -4,7 +4,12 @@
 when the expert is used, so that a heavy dependency costs nothing until then.
 """
 
+import importlib
 import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from experts.base import Expert
 
 # ONNX Runtime reports its use over the network unless this is set before it is first imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -29,3 +34,12 @@ EXPERTS: dict[str, str] = {
 
 SHIPPED = ("efficientnet-lite2", "nanodet", "rapidocr")
 """Experts whose weights come with the package: what a config without `experts` runs."""
+
+
+def load_expert(name: str) -> "type[Expert]":
+    """The class registered under a name. Raises ValueError for an unknown one."""
+    if name not in EXPERTS:
+        raise ValueError(f"no expert is called {name!r}; known: {', '.join(sorted(EXPERTS))}")
+    module, _, attribute = EXPERTS[name].partition(":")
+    loaded: type[Expert] = getattr(importlib.import_module(module), attribute)
+    return loaded

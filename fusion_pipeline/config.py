@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from experts import EXPERTS, SHIPPED
+from experts import EXPERTS, SHIPPED, load_expert
 from experts.base import ExpertConfig
 from experts.parquet import ParquetObjects
 from fusion_pipeline.dataset.evidence import MERGED, EvidenceKind
@@ -28,7 +28,6 @@ from fusion_pipeline.fuse.engines import EngineChoice
 from fusion_pipeline.perceive.alt_text import AltTextConfig
 from fusion_pipeline.perceive.merge import MergeConfig
 from fusion_pipeline.perceive.relevance import MODELS
-from fusion_pipeline.perceive.stage import load_expert
 from fusion_pipeline.perceive.tiles import TilesConfig
 from fusion_pipeline.prompts.hints import HintConfig
 from fusion_pipeline.prompts.render import template_names

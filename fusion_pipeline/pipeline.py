@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from experts import load_expert
 from experts.tagging.vocabulary import VocabularyConfig
 from fusion_pipeline.config import CaptionConfig, Config
 from fusion_pipeline.dataset.artifacts import Artifact
@@ -33,7 +34,7 @@ from fusion_pipeline.ingest.source import Ingest
 from fusion_pipeline.perceive.alt_text import AltText
 from fusion_pipeline.perceive.merge_stages import MergeObjects, MergeTags
 from fusion_pipeline.perceive.relevance import Relevance, RelevantAltTexts
-from fusion_pipeline.perceive.stage import Perceive, load_expert
+from fusion_pipeline.perceive.stage import Perceive
 from fusion_pipeline.prompts.stages import HintsStage, PromptStage
 from fusion_pipeline.select.clusters import Centroids, Clusters
 from fusion_pipeline.select.embed import Embed

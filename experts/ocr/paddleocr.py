@@ -24,7 +24,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from experts.base import Context, ExpertConfig, Hardware
 from experts.checkpoint import CheckpointError, fetch, is_folder
-from experts.ocr.rapidocr import Quad, clean
+from experts.ocr.lines import Quad, clean
 from experts.ocr.scripts import script_of
 from experts.onnx import session
 from experts.torch_models import require

@@ -7,7 +7,6 @@ turned, prepares images in float64 and rescales crops that nobody reads.
 """
 
 import hashlib
-import unicodedata
 from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib import metadata
@@ -24,15 +23,13 @@ from rapidocr.ch_ppocr_det import TextDetector
 from rapidocr.utils.process_img import get_rotate_crop_image
 
 from experts.base import Context, ExpertConfig, Hardware
+from experts.ocr.lines import Quad, clean
 from experts.ocr.recogniser import Recognised, Recogniser
 from experts.ocr.scripts import WEIGHTS as SCRIPT_WEIGHTS
 from experts.ocr.scripts import Guess, ScriptGuess, features, kind_of, script_of
 from fusion_pipeline.dataset.blocks import reading_order
 from fusion_pipeline.dataset.evidence import EvidenceKind, TextLine
 from fusion_pipeline.dataset.images import RGB
-
-Quad = npt.NDArray[np.float32]
-"""float32 [4, 2]: corners in pixels, from the top left clockwise."""
 
 MODELS = Path(rapidocr.__file__).parent / "models"
 WEIGHTS = {
@@ -185,12 +182,6 @@ def _squeeze(crop: RGB) -> RGB:
 
 def _to_grid(side: float) -> int:
     return max(GRID, round(side / GRID) * GRID)
-
-
-def clean(text: str) -> str:
-    """Without control, format, private and unassigned characters; single spaces."""
-    visible = (c for c in text if c.isspace() or unicodedata.category(c)[0] != "C")
-    return " ".join("".join(visible).split())
 
 
 def from_own_top_left(quad: Quad, upside_down: bool) -> Quad:

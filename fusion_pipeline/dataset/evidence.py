@@ -49,6 +49,11 @@ MERGED_OBJECTS = f"{EvidenceKind.OBJECTS}/{MERGED}"
 ALT_TEXTS = "alt_texts"
 """The table of cleaned alt texts, and its column."""
 
+CLEANED = pa.list_(
+    pa.struct([pa.field(name, pa.string()) for name in ("text", "reason", "language")])
+)
+"""Its type: what became of each text."""
+
 RELEVANCE = "relevance/"
 """Before a model's name: the table of its scores of them."""
 

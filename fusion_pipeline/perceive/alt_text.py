@@ -24,7 +24,7 @@ from ftfy import fix_encoding
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 from pydantic import BaseModel, ConfigDict, Field
 
-from fusion_pipeline.dataset.evidence import ALT_TEXTS
+from fusion_pipeline.dataset.evidence import ALT_TEXTS, CLEANED
 from fusion_pipeline.dataset.rows import Ok, build_table
 from fusion_pipeline.engine.stage import CPU_WORKER, Resources, ShardBlock, Worker
 from fusion_pipeline.perceive.alt_phrases import (
@@ -494,11 +494,6 @@ def clean_all(raws: Sequence[str], config: AltTextConfig, language: Language) ->
         seen.add(words)
         cleaned.append(Cleaned(text, reason, language(text) if text else None))
     return cleaned
-
-
-CLEANED = pa.list_(
-    pa.struct([pa.field(name, pa.string()) for name in ("text", "reason", "language")])
-)
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from experts import load_expert
 from experts.base import Hardware
 from experts.checkpoint import CheckpointError, checkpoint_revision
 from experts.tagging.vocabulary import ImageTextModel, VocabularyConfig, relevance
-from fusion_pipeline.dataset.evidence import ALT_TEXTS, RELEVANCE, RELEVANT_ALT_TEXTS
+from fusion_pipeline.dataset.evidence import ALT_TEXTS, CLEANED, RELEVANCE, RELEVANT_ALT_TEXTS
 from fusion_pipeline.dataset.images import DecodeError, decode
 from fusion_pipeline.dataset.rows import NotOk, Ok, Outcome, build_table, failed
 from fusion_pipeline.engine.errors import is_resource_error
 from fusion_pipeline.engine.stage import CPU_WORKER, Resources, ShardBlock, Worker
-from fusion_pipeline.perceive.alt_text import CLEANED
-from fusion_pipeline.perceive.stage import load_expert
 
 MODELS = {
     "clip": "experts.tagging.clip:ClipModel",
@@ -78,17 +77,17 @@ class _RelevanceWorker:
 
     def __call__(self, block: ShardBlock) -> pa.Table:
         outcomes: list[Outcome] = []
-        for number, cell in enumerate(block.column(ALT_TEXTS, ALT_TEXTS)):
+        for data, cell in zip(block.images, block.column(ALT_TEXTS, ALT_TEXTS), strict=True):
             block.tick()
-            outcomes.append(self._look(block.images, number, [one["text"] for one in cell]))
+            outcomes.append(self._look(data, [one["text"] for one in cell]))
         return build_table(block.keys, outcomes, self._stage.columns)
 
-    def _look(self, images: Sequence[bytes], number: int, texts: Sequence[str]) -> Outcome:
+    def _look(self, data: bytes, texts: Sequence[str]) -> Outcome:
         told = [text for text in texts if text]
         if not told:
             return Ok({"relevance": [None] * len(texts)})
         try:
-            image = decode(images[number], min_short_edge=self._model.short_edge)
+            image = decode(data, min_short_edge=self._model.short_edge)
             [scores] = relevance(self._model, [image], [told], self._stage.config.calibration)
         except DecodeError as error:
             return NotOk("failed", str(error)[:200])

@@ -1,6 +1,5 @@
 """The stage that hosts any expert."""
 
-import importlib
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from experts import EXPERTS
+from experts import load_expert
 from experts.base import Context, Expert, ExpertConfig, Hardware
 from fusion_pipeline.dataset.evidence import (
     ARROW_TYPES,
@@ -29,15 +28,6 @@ from fusion_pipeline.dataset.rows import NotOk, Ok, Outcome, build_table, failed
 from fusion_pipeline.engine.errors import is_resource_error
 from fusion_pipeline.engine.stage import CPU_WORKER, Resources, ShardBlock, Worker
 from fusion_pipeline.perceive.tiles import VERSION, Tiled, TilesConfig
-
-
-def load_expert(name: str) -> type[Expert]:
-    """The class registered under a name. Raises ValueError for an unknown one."""
-    if name not in EXPERTS:
-        raise ValueError(f"no expert is called {name!r}; known: {', '.join(sorted(EXPERTS))}")
-    module, _, attribute = EXPERTS[name].partition(":")
-    loaded: type[Expert] = getattr(importlib.import_module(module), attribute)
-    return loaded
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import cv2
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -134,24 +135,20 @@ def _is_cut(box: Box, tile: _Tile, width: int, height: int) -> bool:
 
 
 def _once(found: Sequence[DetectedObject], same_iou: float) -> list[DetectedObject]:
-    """Best first; of boxes of one label that are one thing, the best."""
-    by_label: dict[str, list[DetectedObject]] = {}
-    for one in sorted(found, key=lambda o: (-o.score, o.label, o.box)):
-        by_label.setdefault(one.label, []).append(one)
-    kept = [one for same in by_label.values() for one in _suppressed(same, same_iou)]
-    return sorted(kept, key=lambda o: (-o.score, o.label, o.box))
+    """Best first; of boxes of one label that are one thing, the best.
 
-
-def _suppressed(found: Sequence[DetectedObject], same_iou: float) -> Iterator[DetectedObject]:
-    boxes = np.array([one.box for one in found], np.float64)
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-    stays = np.ones(len(found), bool)
-    for index, one in enumerate(found):
-        if stays[index]:
-            yield one
-            corners = np.maximum(boxes[index, :2], boxes[:, :2])
-            sides = (np.minimum(boxes[index, 2:], boxes[:, 2:]) - corners).clip(min=0)
-            shared = sides.prod(axis=1)
-            # As a product, so that boxes without area divide nothing. Of boxes that are no numbers
-            # it is false: they are kept, and fail their row.
-            stays &= ~(shared >= same_iou * (areas + areas[index] - shared)) | (shared == 0)
+    Raises ValueError for boxes that are no numbers: of those nothing can be said.
+    """
+    boxes = np.array([one.box for one in found], np.float64).reshape(-1, 4)
+    scores = [one.score for one in found]
+    if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
+        raise ValueError("not_finite: a score or coordinate is no number")
+    labels = sorted({one.label for one in found})
+    kept = cv2.dnn.NMSBoxesBatched(
+        np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).tolist(),
+        scores,
+        [labels.index(one.label) for one in found],
+        0.0,
+        same_iou,
+    )
+    return sorted((found[i] for i in kept), key=lambda o: (-o.score, o.label, o.box))

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from experts import EXPERTS, SHIPPED
+from experts import EXPERTS, SHIPPED, load_expert
 from experts.base import Context, Expert, ExpertConfig, Hardware
 from fusion_pipeline.dataset import evidence
 from fusion_pipeline.dataset.evidence import DetectedObject, EvidenceKind, Tag, TextLine
 from fusion_pipeline.dataset.images import RGB
-from fusion_pipeline.perceive.stage import load_expert
 from tests.experts.tiny import tiny_config
 
 ITEMS = {

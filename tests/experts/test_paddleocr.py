@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import onnxruntime
 import pytest
@@ -21,7 +20,14 @@ from experts.checkpoint import CheckpointError
 from experts.ocr.paddleocr import PaddleOcr, PaddleOcrConfig, from_own_top_left, model_name
 from experts.ocr.rapidocr import RapidOcr, RapidOcrConfig
 from fusion_pipeline.dataset.images import RGB
-from tests.experts.test_rapidocr import font, inside, slide
+from tests.experts.test_rapidocr import (
+    EACH_TURN,
+    assert_starts_there,
+    font,
+    inside,
+    slide,
+    turned_text,
+)
 from tests.experts.tiny_paddleocr import DET, ORI, REC, write_models
 
 Photo = Callable[[str], RGB]
@@ -120,28 +126,12 @@ def test_slides_are_read_in_place_and_in_order_as_by_rapidocr(ocr: PaddleOcr) ->
     assert agreed >= 0.9 * total
 
 
-@pytest.mark.parametrize(
-    ("turn", "first_corner"),
-    [
-        (None, (0.1, 0.1)),
-        (cv2.ROTATE_90_CLOCKWISE, (0.9, 0.1)),
-        (cv2.ROTATE_180, (0.9, 0.9)),
-        (cv2.ROTATE_90_COUNTERCLOCKWISE, (0.1, 0.9)),
-    ],
-)
+@EACH_TURN
 def test_turned_text_starts_at_its_own_top_left(
     turning: PaddleOcr, turn: int | None, first_corner: tuple[float, float]
 ) -> None:
-    canvas = Image.new("RGB", (500, 500), "white")
-    ImageDraw.Draw(canvas).text((50, 50), "Museum entrance closed", "black", font(34))
-    image = np.asarray(canvas)
-    [[line]] = turning([image if turn is None else cv2.rotate(image, turn)], [])
-    assert line.text == "Museum entrance closed"
-    assert line.quad[:2] == pytest.approx(first_corner, abs=0.03)
-    corners = np.reshape(line.quad, (4, 2))
-    along, down = corners[1] - corners[0], corners[3] - corners[0]
-    assert along[0] * down[1] - along[1] * down[0] > 0  # clockwise, y downwards
-    assert np.linalg.norm(along) > 3 * np.linalg.norm(down)
+    [[line]] = turning([turned_text(turn)], [])
+    assert_starts_there(line, first_corner)
 
 
 def test_colours_are_not_swapped(ocr: PaddleOcr, library: Any) -> None:

@@ -16,7 +16,8 @@ from rapidfuzz.distance import Levenshtein
 
 from benchmarks.rendered_lines import Line, Look, draw_page
 from experts.base import Hardware
-from experts.ocr.rapidocr import RapidOcr, RapidOcrConfig, clean, from_own_top_left
+from experts.ocr.lines import clean
+from experts.ocr.rapidocr import RapidOcr, RapidOcrConfig, from_own_top_left
 from experts.ocr.scripts import script_of
 from fusion_pipeline.dataset.evidence import Box, TextLine
 from fusion_pipeline.dataset.images import RGB
@@ -98,7 +99,7 @@ def test_small_text_in_a_20_megapixel_photo_is_read_at_full_resolution(ocr: Rapi
     assert line.box[:2] == pytest.approx((0.2, 0.755), abs=0.015)
 
 
-@pytest.mark.parametrize(
+EACH_TURN = pytest.mark.parametrize(
     ("turn", "first_corner"),
     [
         (None, (0.1, 0.1)),
@@ -107,19 +108,30 @@ def test_small_text_in_a_20_megapixel_photo_is_read_at_full_resolution(ocr: Rapi
         (cv2.ROTATE_90_COUNTERCLOCKWISE, (0.1, 0.9)),
     ],
 )
-def test_turned_text_starts_at_its_own_top_left(
-    ocr: RapidOcr, turn: int | None, first_corner: tuple[float, float]
-) -> None:
+
+
+def turned_text(turn: int | None) -> RGB:
     canvas = Image.new("RGB", (500, 500), "white")
     ImageDraw.Draw(canvas).text((50, 50), "Museum entrance closed", "black", font(34))
     image = np.asarray(canvas)
-    [[line]] = ocr([image if turn is None else cv2.rotate(image, turn)], [])
+    return image if turn is None else cv2.rotate(image, turn)
+
+
+def assert_starts_there(line: TextLine, first_corner: tuple[float, float]) -> None:
     assert line.text == "Museum entrance closed"
     assert line.quad[:2] == pytest.approx(first_corner, abs=0.03)
     corners = np.reshape(line.quad, (4, 2))
     along, down = corners[1] - corners[0], corners[3] - corners[0]
     assert along[0] * down[1] - along[1] * down[0] > 0  # clockwise, y downwards
     assert np.linalg.norm(along) > 3 * np.linalg.norm(down)
+
+
+@EACH_TURN
+def test_turned_text_starts_at_its_own_top_left(
+    ocr: RapidOcr, turn: int | None, first_corner: tuple[float, float]
+) -> None:
+    [[line]] = ocr([turned_text(turn)], [])
+    assert_starts_there(line, first_corner)
 
 
 SIGNS = ["人工智能与未来社会", "山水之间的古镇", "第一季度销售额增长"]

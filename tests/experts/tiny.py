@@ -4,8 +4,8 @@ on disk by the library that the real ones come from."""
 import importlib
 from pathlib import Path
 
+from experts import load_expert
 from experts.base import ExpertConfig
-from fusion_pipeline.perceive.stage import load_expert
 
 MAKERS: dict[str, str] = {
     "clip": "tests.experts.tiny_taggers:clip_config",

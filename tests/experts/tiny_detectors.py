@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from experts import load_expert
 from experts.base import Context, ExpertConfig
 from fusion_pipeline.dataset.evidence import DetectedObject, Tag
 from fusion_pipeline.dataset.images import RGB
-from fusion_pipeline.perceive.stage import load_expert
 
 NAMES = {0: "cat", 1: "N/A", 2: "coffee cup", 3: "dog", 4: "", 5: "person"}
 """Of the closed-set models: two classes have no name."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import pytest
 from pydantic import ValidationError
 
-from experts import EXPERTS
+from experts import EXPERTS, load_expert
 from experts.base import Context, ExpertConfig, Hardware
 from fusion_pipeline.config import load_config
 from fusion_pipeline.dataset.evidence import DetectedObject, EvidenceKind
@@ -18,7 +18,7 @@ from fusion_pipeline.engine.chain import Chain
 from fusion_pipeline.engine.errors import StageError
 from fusion_pipeline.engine.shard import run_stage
 from fusion_pipeline.engine.stage import Resources, ShardBlock, ShardImages
-from fusion_pipeline.perceive.stage import Perceive, _PerceiveWorker, load_expert
+from fusion_pipeline.perceive.stage import Perceive, _PerceiveWorker
 from fusion_pipeline.perceive.tiles import TilesConfig
 from tests.toy import ROWS, run_toy, toy_steps
 

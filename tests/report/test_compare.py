@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from small_run import HOSTILE, MADE_BY, picture, put, put_samples
 from test_html import Page
 
+from experts import load_expert
 from fusion_pipeline.cli import main
 from fusion_pipeline.dataset.evidence import (
     ARROW_TYPES,
@@ -32,7 +33,6 @@ from fusion_pipeline.engine.stage import ShardBlock, ShardImages
 from fusion_pipeline.fuse.composer import ComposerConfig
 from fusion_pipeline.fuse.engines import EngineChoice, engine_of
 from fusion_pipeline.fuse.stage import Caption
-from fusion_pipeline.perceive.stage import load_expert
 from fusion_pipeline.prompts.hints import HintConfig
 from fusion_pipeline.prompts.stages import HintsStage
 from fusion_pipeline.report.compare import Compare, Shown, write_page
