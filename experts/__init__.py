@@ -15,10 +15,14 @@ if TYPE_CHECKING:
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 EXPERTS: dict[str, str] = {
+    "centerface": "experts.detection.centerface:CenterFace",
+    "classifier": "experts.scoring.classifier:Classifier",
     "clip": "experts.tagging.clip:ClipTagger",
+    "clip-classes": "experts.scoring.clip_classes:ClipClasses",
     "efficientnet-lite2": "experts.tagging.efficientnet_lite2:EfficientNetLite2Tagger",
     "grounding-dino": "experts.detection.grounding_dino:GroundingDino",
     "nanodet": "experts.detection.nanodet:NanoDet",
+    "nsfwjs": "experts.scoring.nsfwjs:NsfwJs",
     "open-clip": "experts.tagging.open_clip:OpenClipTagger",
     "owlv2": "experts.detection.owlv2:Owlv2",
     "paddleocr": "experts.ocr.paddleocr:PaddleOcr",

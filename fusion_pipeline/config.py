@@ -193,6 +193,44 @@ def _expert_choice(value: object) -> object:
     }
 
 
+def _expert_choices(value: object) -> object:
+    return [_expert_choice(item) for item in value] if isinstance(value, list) else value
+
+
+def _no_twins(value: list[ExpertChoice]) -> list[ExpertChoice]:
+    names = [choice.name for choice in value]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(
+                f"{name!r} is there twice: give one of them a name of its own, such as "
+                f"{{{name}: {{name: {name}-2, ...}}}}"
+            )
+    return value
+
+
+class BlurConfig(_Model):
+    """What is made unrecognisable in exported images: faces, unless another detector is named. The
+    data set keeps its images as they are, and prompts are told nothing of these boxes."""
+
+    experts: list[ExpertChoice] = Field(["centerface"], min_length=1, validate_default=True)
+    labels: tuple[str, ...] = ()
+    """Labels of these detectors; none: all that they find."""
+    score: float = Field(0.3, ge=0, le=1)
+    """Boxes of at least this score: lower hides more, and sometimes what is none."""
+
+    _choices = field_validator("experts", mode="before")(_expert_choices)
+    _no_twins = field_validator("experts")(_no_twins)
+
+    @field_validator("experts")
+    @classmethod
+    def _find_boxes_alone(cls, value: list[ExpertChoice]) -> list[ExpertChoice]:
+        for choice in value:
+            expert = load_expert(choice.expert)
+            if expert.kind != EvidenceKind.OBJECTS or expert.uses_tags:
+                raise ValueError(f"{choice.name} is no detector that works without tags")
+        return value
+
+
 class SampleConfig(_Model):
     """Caption a part of the selected images: the paper's meta set is 100K of 1M."""
 
@@ -290,9 +328,12 @@ class Config(_Model):
     relevance: ExpertChoice | None = None
     """An image-text model that says how well alt texts fit their images."""
     experts: list[ExpertChoice] = Field(default_factory=list, validate_default=True)
+    look: bool = False
+    """Measure sharpness, exposure, JPEG quality and colours, too."""
     merge: MergeConfig = MergeConfig()
     hints: HintConfig = HintConfig()
     caption: CaptionConfig = CaptionConfig()
+    blur: BlurConfig | None = None
     runner: RunnerConfig = RunnerConfig()
     report: ReportConfig = ReportConfig()
 
@@ -307,12 +348,12 @@ class Config(_Model):
             )
         return self
 
+    _no_twins = field_validator("experts")(_no_twins)
+
     @field_validator("experts", mode="before")
     @classmethod
     def _choices(cls, value: object) -> object:
-        if isinstance(value, list):
-            return [_expert_choice(item) for item in value or SHIPPED]
-        return value
+        return _expert_choices([*SHIPPED] if value == [] else value)
 
     @field_validator("relevance", mode="before")
     @classmethod
@@ -326,18 +367,6 @@ class Config(_Model):
         if idle := choice["config"].model_fields_set & _OF_TAGGERS:
             raise ValueError(f"{name}.{min(idle)}: a setting of taggers; leave it out here")
         return choice
-
-    @field_validator("experts")
-    @classmethod
-    def _no_twins(cls, value: list[ExpertChoice]) -> list[ExpertChoice]:
-        names = [choice.name for choice in value]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(
-                    f"{name!r} is there twice: give one of them a name of its own, such as "
-                    f"{{{name}: {{name: {name}-2, ...}}}}"
-                )
-        return value
 
     @model_validator(mode="after")
     def _texts_are_scored(self) -> "Config":
@@ -366,6 +395,8 @@ class Config(_Model):
             for name in _OF_TAGGERS:
                 plain["relevance"][self.relevance.expert].pop(name, None)
         plain["experts"] = [choice.to_plain() for choice in self.experts]
+        if self.blur is not None:
+            plain["blur"]["experts"] = [choice.to_plain() for choice in self.blur.experts]
         plain["source"] = {k: v for k, v in plain["source"].items() if v is not None}
         caption = plain["caption"]
         caption["engine"] = _without_none(caption["engine"])

@@ -112,12 +112,12 @@ def _disk(place: Path) -> Check:
 
 
 def _models() -> Iterator[Check]:
-    for name in ("efficientnet_lite2.onnx", "nanodet_coco80.onnx"):
-        path = ASSETS / name
+    for name in ("efficientnet_lite2", "nanodet_coco80", "centerface", "nsfwjs"):
+        path = ASSETS / f"{name}.onnx"
         if path.is_file():
-            yield Check(name, "ok", f"{path.stat().st_size / 1e6:.1f} MB")
+            yield Check(path.name, "ok", f"{path.stat().st_size / 1e6:.1f} MB")
         else:
-            yield Check(name, "missing", f"not in {ASSETS}", "reinstall fusion-pipeline")
+            yield Check(path.name, "missing", f"not in {ASSETS}", "reinstall fusion-pipeline")
 
 
 def _ray(pipeline: Pipeline | None) -> Iterator[Check]:

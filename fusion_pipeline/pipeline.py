@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from experts import load_expert
 from experts.tagging.vocabulary import VocabularyConfig
-from fusion_pipeline.config import CaptionConfig, Config
+from fusion_pipeline.config import CaptionConfig, Config, ExpertChoice
 from fusion_pipeline.dataset.artifacts import Artifact
 from fusion_pipeline.dataset.evidence import MERGED_TAGS, EvidenceKind
 from fusion_pipeline.dataset.fingerprints import Fingerprint, fingerprint
@@ -26,12 +26,14 @@ from fusion_pipeline.dataset.schemas import SAMPLES, SOURCES
 from fusion_pipeline.dataset.storage import Storage
 from fusion_pipeline.engine.shard import Step
 from fusion_pipeline.engine.stage import Resources, Source, Stage
+from fusion_pipeline.export.blur import BLUR, Blur
 from fusion_pipeline.export.captions import Export
 from fusion_pipeline.fuse.engines import engine_of
 from fusion_pipeline.fuse.stage import Caption
 from fusion_pipeline.ingest.filters import Resolution
 from fusion_pipeline.ingest.source import Ingest
 from fusion_pipeline.perceive.alt_text import AltText
+from fusion_pipeline.perceive.look import Look
 from fusion_pipeline.perceive.merge_stages import MergeObjects, MergeTags
 from fusion_pipeline.perceive.relevance import Relevance, RelevantAltTexts
 from fusion_pipeline.perceive.stage import Perceive
@@ -208,7 +210,13 @@ def build_pipeline(config: Config) -> Pipeline:
             ChainPhase(selected, packed, repack, packs=choose),
             *captioned,
         ),
-        Export(selected, caption.name, stages[-1].name, Storage(f"{config.run}/export")),
+        Export(
+            selected,
+            caption.name,
+            stages[-1].name,
+            Storage(f"{config.run}/export"),
+            _blur(config),
+        ),
         tuple(stage.name for stage in stages if isinstance(stage, _PERCEIVES)),
         evidence_of(config),
         sample,
@@ -234,23 +242,16 @@ def _caption_stages(
     return [*perceive, HintsStage(evidence, config.hints), prompts, caption]
 
 
-_PERCEIVES = (AltText, Relevance, RelevantAltTexts, Perceive, MergeTags, MergeObjects)
+_PERCEIVES = (AltText, Relevance, RelevantAltTexts, Perceive, MergeTags, MergeObjects, Look)
 
 
 def _perceive_stages(config: Config) -> list[Stage]:
     """The alt texts; every expert, the taggers first, since open-set detectors are told the tags;
     and the merging of what they say."""
-    experts = [
-        Perceive(
-            choice.expert,
-            choice.config,
-            reads=(MERGED_TAGS,) if load_expert(choice.expert).uses_tags else (),
-            resources=Resources(**choice.hosting.model_dump()),
-            label=choice.name,
-            tiles=choice.tiles,
-        )
-        for choice in config.experts
-    ]
+    experts = [_perceive(choice) for choice in config.experts]
+    look: list[Stage] = [Look()] if config.look else []
+    if config.blur is not None:
+        look += [_perceive(choice, BLUR) for choice in config.blur.experts]
     of_kind = {kind: [e for e in experts if e.expert_class.kind is kind] for kind in EvidenceKind}
     taggers, detectors = of_kind[EvidenceKind.TAGS], of_kind[EvidenceKind.OBJECTS]
     stages: list[Stage] = [AltText(config.alt_text), *_relevance_stages(config), *taggers]
@@ -260,7 +261,26 @@ def _perceive_stages(config: Config) -> list[Stage]:
     if detectors:
         names = tuple(detector.name for detector in detectors)
         stages.append(MergeObjects(names, bool(taggers), config.merge))
-    return [*stages, *of_kind[EvidenceKind.TEXT]]
+    return [*stages, *of_kind[EvidenceKind.TEXT], *of_kind[EvidenceKind.SCORES], *look]
+
+
+def _perceive(choice: ExpertChoice, folder: str = "") -> Perceive:
+    return Perceive(
+        choice.expert,
+        choice.config,
+        reads=(MERGED_TAGS,) if load_expert(choice.expert).uses_tags else (),
+        resources=Resources(**choice.hosting.model_dump()),
+        label=choice.name,
+        tiles=choice.tiles,
+        folder=folder,
+    )
+
+
+def _blur(config: Config) -> Blur | None:
+    if config.blur is None:
+        return None
+    tables = tuple(_perceive(choice, BLUR).name for choice in config.blur.experts)
+    return Blur(tables, config.blur.labels, config.blur.score)
 
 
 def _relevance_stages(config: Config) -> list[Stage]:
@@ -283,7 +303,7 @@ def evidence_of(config: Config) -> tuple[str, ...]:
             case AltText():
                 return config.relevance is None
             case _:
-                return not isinstance(stage, Relevance)
+                return not isinstance(stage, Relevance | Look)
 
     return tuple(stage.name for stage in _perceive_stages(config) if is_told(stage))
 

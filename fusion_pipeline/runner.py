@@ -356,8 +356,13 @@ class Runner:
         if export.is_current():
             return
         with self._console.status("export …"):
-            count = export.run()
-        self._say(f"export: {count:,} captioned samples in {export.out.url}")
+            done = export.run()
+        self._say(f"export: {done.samples:,} captioned samples in {export.out.url}")
+        if done.withheld:
+            self._say(
+                f"export: {done.withheld:,} more are withheld, for a detector of `blur` failed on "
+                "them: --retry-failed asks it again"
+            )
         self.committed += 1
 
     def _run_report(self) -> None:

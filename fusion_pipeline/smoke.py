@@ -227,7 +227,8 @@ class _Trial:
             return
         card.seconds[table] = self.seconds[table, shard]
         if isinstance(step.work, Perceive | MergeTags | MergeObjects):
-            kind = EvidenceKind(table.partition("/")[0])
+            expert = step.work.expert_class if isinstance(step.work, Perceive) else None
+            kind = expert.kind if expert else EvidenceKind(table.partition("/")[0])
             found = card.evidence[table] = self._found(kind, row[kind.value])
             labels = [item.label for item in found if item.kept]
             known = KNOWN[card.photo].get(kind, ()) if isinstance(step.work, Perceive) else ()
@@ -247,7 +248,7 @@ class _Trial:
             TAGS: hints.tag_threshold,
             OBJECTS: hints.object_threshold,
             TEXT: hints.text_threshold,
-        }[kind]
+        }.get(kind, 0.0)
         if kind is TEXT:
             cell = [line for line in cell if line["text"]]  # unread lines have none
         else:

@@ -46,6 +46,11 @@ def load(tmp_path: Path, text: str, *overrides: str) -> Config:
          "rapidocr.tiles: only detectors that look at images have tiles"),
         ("experts: [nanodet: {score_floor: x}]", "experts",
          "nanodet.score_floor: Input should be a valid number"),
+        ("blur: {experts: []}", "blur.experts", "at least 1 item"),
+        ("blur: {experts: [rapidocr]}", "blur.experts", "rapidocr is no detector"),
+        ("blur: {experts: [owlv2: {model: m}]}", "blur.experts", "works without tags"),
+        ("blur: {experts: [nanodet, nanodet]}", "blur.experts", "'nanodet' is there twice"),
+        ("blur: {lables: [face]}", "blur.lables", "did you mean 'labels'?"),
         ("caption: {template: mine}", "caption.template", "no template is called 'mine'; known: "),
         ("caption: {sample: {siz: 3}}", "caption.sample.siz", "did you mean 'size'?"),
         ("caption: {sample: {by: random}}", "caption.sample.by", "'plain' or 'strata'"),
@@ -153,6 +158,9 @@ def test_what_is_printed_loads_again_to_an_equal_config(tmp_path: Path) -> None:
         "run: 'Ordner ü: #1'\nsource: {webdataset: 's3://b/x'}\n"
         "experts: [nanodet: {score_floor: 0.125, tiles: {edge: 800}}, rapidocr]\n"
         "select: {copies: {probes: 3}}\n",
+        SMALL + "look: true\nblur: {}\n",
+        SMALL
+        + "blur: {experts: [{nanodet: {name: people}}, centerface], labels: [person, face]}\n",
     ]
     for text in texts:
         config = load(tmp_path, text)

@@ -17,6 +17,7 @@ from pydantic import Field
 
 from experts.base import ASSETS, Context, ExpertConfig, Hardware, file_revision
 from experts.onnx import cpu_session
+from experts.scores import ranked, softmax
 from fusion_pipeline.dataset.evidence import EvidenceKind, Tag
 from fusion_pipeline.dataset.images import RGB
 
@@ -75,13 +76,6 @@ class EfficientNetLite2:
         return self.run(images).embeddings
 
 
-def softmax(logits: Float32) -> Float32:
-    """Over the last axis, in float32."""
-    exp: Float32 = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    exp /= exp.sum(axis=-1, keepdims=True)
-    return exp
-
-
 class EfficientNetLite2TaggerConfig(ExpertConfig):
     score_floor: float = Field(default=0.02, ge=0, le=1)
     max_tags: int = Field(default=10, ge=1, le=1000)
@@ -111,12 +105,6 @@ class EfficientNetLite2Tagger:
         self._labels = LABELS.read_text(encoding="utf-8").splitlines()
 
     def __call__(self, images: Sequence[RGB], context: Sequence[Context]) -> list[list[Tag]]:
-        return [self._tags(row) for row in softmax(self._model.run(images).logits)]
-
-    def _tags(self, scores: Float32) -> list[Tag]:
-        best = np.argsort(-scores, kind="stable")[: self._config.max_tags]
-        return [
-            Tag(self._labels[index], float(scores[index]))
-            for index in best
-            if scores[index] >= self._config.score_floor
-        ]
+        most, floor = self._config.max_tags, self._config.score_floor
+        rows = softmax(self._model.run(images).logits)
+        return [ranked(self._labels, row, most, floor) for row in rows]

@@ -19,6 +19,7 @@ from experts.checkpoint import (
     checkpoint_folder,
     checkpoint_revision,
 )
+from experts.scores import ranked
 from experts.tagging.clip import DETAIL
 from experts.torch_models import device_of, require, use_threads
 from fusion_pipeline.dataset.evidence import EvidenceKind, Tag
@@ -94,7 +95,9 @@ class RamPlus:
     def __call__(self, images: Sequence[RGB], context: Sequence[Context]) -> list[list[Tag]]:
         starts = range(0, len(images), self.batch_size)
         batches = (images[start : start + self.batch_size] for start in starts)
-        return [self._kept(row) for batch in batches for row in self.scores(batch)]
+        above = np.nextafter(self._floors, np.float32(np.inf))  # the authors': over, not at it
+        rows = (row for batch in batches for row in self.scores(batch))
+        return [ranked(self._tags, row, self._max_tags, above) for row in rows]
 
     def scores(self, images: Sequence[RGB]) -> Float32:
         """Probabilities, float32 [n, tags], in the order of the list of tags."""
@@ -106,13 +109,6 @@ class RamPlus:
             logits = self._model(batch.to(scale.device, scale.dtype))
             scores: Float32 = logits.float().sigmoid().cpu().numpy()
         return scores
-
-    def _kept(self, scores: Float32) -> list[Tag]:
-        if not np.isfinite(scores).all():
-            raise ValueError("not_finite: the model's answer holds values that are no numbers")
-        best = np.argsort(-scores, kind="stable")
-        kept = best[scores[best] > self._floors[best]][: self._max_tags]
-        return [Tag(self._tags[index], float(scores[index])) for index in kept]
 
 
 def prepare(image: RGB) -> Float32:

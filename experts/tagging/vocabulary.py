@@ -23,7 +23,7 @@ from pydantic import Field, field_validator, model_validator
 
 from experts.base import ASSETS, Context, ExpertConfig
 from experts.checkpoint import CheckpointConfig, checkpoint_revision
-from experts.tagging.efficientnet_lite2 import softmax
+from experts.scores import ranked, softmax
 from fusion_pipeline.dataset.evidence import EvidenceKind, Tag
 from fusion_pipeline.dataset.images import RGB
 
@@ -228,13 +228,15 @@ class VocabularyTagger:
         self._model = model
         self.labels = config.entries.tags
         floors = config.entries.floors
-        self._floors = np.array([config.score_floor if f is None else f for f in floors])
+        own = np.array([config.score_floor if f is None else f for f in floors])
+        self._floors = np.maximum(own, np.finfo(np.float64).smallest_subnormal)  # nothing is no tag
         self._texts = text_features(config, model)
         self.batch_size = config.batch_size
         self.min_short_edge: int | None = model.short_edge
 
     def __call__(self, images: Sequence[RGB], context: Sequence[Context]) -> list[list[Tag]]:
-        return [self._tags(self._scores(row)) for row in self.cosines(images)]
+        rows = (self._scores(row) for row in self.cosines(images))
+        return [ranked(self.labels, row, self._config.max_tags, self._floors) for row in rows]
 
     def cosines(self, images: Sequence[RGB]) -> Float32:
         """float32 [images, tags], of each image and each of `labels`: what a calibration is fitted
@@ -251,13 +253,6 @@ class VocabularyTagger:
         if self._config.calibration or self._model.bias is not None:
             return pair_scores(self._model, cosines, self._config.calibration)
         return softmax(self._model.scale * cosines)
-
-    def _tags(self, scores: npt.NDArray[np.floating[Any]]) -> list[Tag]:
-        if not np.isfinite(scores).all():
-            raise ValueError("not_finite: the model's answer holds values that are no numbers")
-        best = np.argsort(-scores, kind="stable")
-        told = best[(scores[best] >= self._floors[best]) & (scores[best] > 0)]
-        return [Tag(self.labels[i], float(scores[i])) for i in told[: self._config.max_tags]]
 
 
 def pair_scores(

@@ -39,6 +39,8 @@ class EvidenceKind(StrEnum):
     TAGS = "tags"
     OBJECTS = "objects"
     TEXT = "text"
+    SCORES = "scores"
+    """Of the whole image, for choosing among images (NSFW, kind of picture); never in a prompt."""
 
 
 MERGED = "merged"
@@ -59,6 +61,10 @@ RELEVANCE = "relevance/"
 
 RELEVANT_ALT_TEXTS = f"{ALT_TEXTS}/relevant"
 """The same, the most fitting first, where a model scores them (`perceive.relevance`)."""
+
+
+LOOK = "look"
+"""The table of what is measured on images (`perceive.look`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +114,7 @@ _label_score = [pa.field("label", pa.string()), pa.field("score", pa.float32())]
 
 ARROW_TYPES: dict[EvidenceKind, pa.DataType] = {
     EvidenceKind.TAGS: pa.list_(pa.struct(_label_score)),
+    EvidenceKind.SCORES: pa.list_(pa.struct(_label_score)),
     EvidenceKind.OBJECTS: pa.list_(
         pa.struct([*_label_score, pa.field("box", pa.list_(pa.float32(), 4))])
     ),
@@ -136,7 +143,7 @@ def to_arrow(kind: EvidenceKind, rows: Sequence[Evidence | None]) -> pa.Array:
 
 
 def tags_from(cell: Sequence[dict[str, Any]] | None) -> list[Tag]:
-    """A cell of a `tags/…` table, as `to_pylist` gives it; null reads as no evidence."""
+    """A cell of a `tags/…` or `scores/…` table, as `to_pylist` has it; null reads as none."""
     return [Tag(item["label"], item["score"]) for item in cell or ()]
 
 

@@ -201,17 +201,33 @@ def decode(data: bytes, *, min_short_edge: int | None = None, max_pixels: int = 
         return np.asarray(_to_rgb(_upright(image)))
 
 
+def jpeg_tables(data: bytes) -> list[list[int]]:
+    """Quantisation tables of a JPEG, luma first, 64 numbers each; empty for other formats.
+
+    Raises DecodeError when the image is unusable.
+    """
+    image, kind = _open(data, MAX_PIXELS)
+    with _typed_errors(data, kind):
+        tables: dict[int, list[int]] = getattr(image, "quantization", None) or {}
+        return [list(tables[number]) for number in sorted(tables)]
+
+
 def to_loadable(data: bytes, info: ImageInfo) -> tuple[str, bytes]:
     """The image as (extension, bytes) that every loader opens upright: 8-bit RGB or gray, JPEG or
-    PNG. Bytes that are so already stay as they are; others are encoded anew, lossy formats as JPEG
-    (quality 95), lossless ones as PNG.
+    PNG. Bytes that are so already stay as they are; others are encoded anew.
 
     Raises DecodeError.
     """
     plain = info.orientation == 1 and info.mode in ("RGB", "L") and not info.animated
     if plain and info.format in ("jpeg", "png"):
         return EXTENSIONS[info.format], data
-    image = Image.fromarray(decode(data))
+    return encode(decode(data), info)
+
+
+def encode(pixels: RGB, info: ImageInfo) -> tuple[str, bytes]:
+    """Pixels of such an image as (extension, bytes): lossy formats as JPEG (quality 95), others as
+    PNG; without metadata."""
+    image = Image.fromarray(pixels)
     sink = io.BytesIO()
     if info.format in ("jpeg", "webp"):
         image.save(sink, "JPEG", quality=95, subsampling=0)

@@ -67,6 +67,8 @@ class Column:
     field: str
     """Its name in the table; `image` for the bytes in the tar."""
     type: pa.DataType
+    label: str | None = None
+    """Of `table.column[label]`: the score of that label alone."""
 
 
 class Reader:
@@ -122,7 +124,8 @@ class Reader:
     ) -> "Selection":
         """Columns of the rows for which `where` holds; by default all columns but the images.
 
-        `columns`: `table.column`, or a table's name for all columns of it, `key`, `image`.
+        `columns`: `table.column`, or a table's name for all columns of it, `key`, `image`;
+        `table.column[label]` is the highest score of a label among tags, objects or scores.
         `where`: filters as in `pyarrow.parquet.read_table`, over any columns, or an Expression
         over the selected ones. Shards that lack a table are left out with `allow_missing`; tables
         made from others than are there now are taken with `allow_stale`. Raises ReadingError.
@@ -303,7 +306,8 @@ class _ShardTables:
         if column.field == IMAGE:
             places = table.select([KEY, "image_offset", "image_bytes"])
             return self._images(places if rows is None else places.take(rows))
-        return table[column.field] if rows is None else table[column.field].take(rows)
+        cells = table[column.field] if rows is None else table[column.field].take(rows)
+        return cells if column.label is None else _scores_of(cells, column.label)
 
     def _table(self, name: str) -> pa.Table:
         if name in self._tables:
@@ -423,12 +427,25 @@ class _Catalog:
         if name in self.names:
             fields = [field for field in self._schema(name) if field.name != KEY]
             return [Column(f"{name}.{f.name}", name, f.name, f.type) for f in fields]
+        whole, bracket, label = name.partition("[")
+        if bracket and label.endswith("]"):
+            return [self._label(name, column, label[:-1]) for column in self._named(whole)]
         table, _, field = name.rpartition(".")  # a table's name may hold dots, a column's does not
         if table in self.names:
             schema = self._schema(table)
             if field in schema.names:
                 return [Column(name, table, field, schema.field(field).type)]
         raise self._unknown(name, table)
+
+    def _label(self, name: str, column: Column, label: str) -> Column:
+        items = column.type.value_type if pa.types.is_list(column.type) else column.type
+        names = [field.name for field in items] if pa.types.is_struct(items) else []
+        if "label" not in names or "score" not in names:
+            raise ReadingError(
+                f"{self._dataset.storage.url}: {name!r}: {column.name!r} is no list of labels with "
+                "scores, as tags, objects and scores are"
+            )
+        return replace(column, name=name, type=pa.float32(), label=label)
 
     def _schema(self, table: str) -> pa.Schema:
         schema = self.schema(table)
@@ -461,6 +478,18 @@ class _Catalog:
 
 def _place(root: str, name: str, exists: Mapping[str, bool]) -> str:
     return f"{root}/{name}{'' if exists[name] else ' (not there yet)'}"
+
+
+def _scores_of(cells: pa.ChunkedArray, label: str) -> pa.Array:
+    """float32: the highest score of a label in each list, 0 where it is not in it."""
+    lists = cells.combine_chunks()
+    items = lists.flatten()
+    named = pc.equal(items.field("label"), label)
+    rows = pc.list_parent_indices(lists).filter(named).to_numpy()
+    found = items.field("score").filter(named).fill_null(0).to_numpy()
+    scores = np.zeros(len(lists), np.float32)
+    np.maximum.at(scores, rows, found)
+    return pa.array(scores, mask=lists.is_null().to_numpy(zero_copy_only=False))
 
 
 def _is_binary(kind: pa.DataType) -> bool:

@@ -7,20 +7,30 @@ export/manifest.json       what it was made from
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from fusion_pipeline.dataset.artifacts import inputs_of
+from fusion_pipeline.dataset.evidence import Box, objects_from
 from fusion_pipeline.dataset.fingerprints import short_hash
-from fusion_pipeline.dataset.images import ImageInfo, to_loadable
+from fusion_pipeline.dataset.images import ImageInfo, decode, encode, to_loadable
 from fusion_pipeline.dataset.layout import Dataset
 from fusion_pipeline.dataset.storage import Storage
+from fusion_pipeline.export.blur import Blur, blur
 
 VERSION = 1
 MANIFEST = "manifest.json"
+IMAGES = "images"
 INSTRUCTION = "Describe this image in detail."
 """The human turn; LLaVA's plain stages drop it."""
+
+
+class Exported(NamedTuple):
+    samples: int
+    withheld: int
+    """Captioned samples that are left out: whether there is something to blur is not known."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +40,15 @@ class Export:
     """Table of captions, for example `captions/composer`."""
     prompts: str
     out: Storage
+    blur: Blur | None = None
 
     def inputs(self) -> dict[str, Any]:
         tables = ("samples", "hints", self.prompts, self.captions)
-        return {"version": VERSION, **inputs_of(self.selected, tables)}
+        made_of = {"version": VERSION, **inputs_of(self.selected, tables)}
+        if self.blur is not None:
+            rule = {"labels": list(self.blur.labels), "score": self.blur.score}
+            made_of["blur"] = {**rule, **inputs_of(self.selected, self.blur.tables)}
+        return made_of
 
     def is_current(self) -> bool:
         try:
@@ -42,22 +57,27 @@ class Export:
             return False
         return bool(manifest["inputs"] == self.inputs())
 
-    def run(self) -> int:
-        """Write everything anew; returns the number of captioned samples."""
+    def run(self) -> "Exported":
+        """Write everything anew."""
         inputs = self.inputs()  # first: a table that changes from here on outdates the export
         provenance = self._provenance()
         self.out.delete(MANIFEST)
-        count = 0
+        count = withheld = 0
         with self.out.writer("llava.json") as llava, self.out.writer("densefusion.jsonl") as dense:
             for record in self._records():
+                if record is None:
+                    withheld += 1
+                    continue
                 llava.write("[\n" if count == 0 else ",\n")
                 llava.write(json.dumps(_llava(record), ensure_ascii=False))
                 dense.write(json.dumps({**record, **provenance}, ensure_ascii=False) + "\n")
                 count += 1
             llava.write("\n]\n" if count else "[]\n")
-        manifest = {"inputs": inputs, "samples": count, **provenance}
+        self._sweep()
+        exported = Exported(count, withheld)
+        manifest = {"inputs": inputs, **exported._asdict(), **provenance}
         self.out.put(MANIFEST, json.dumps(manifest, indent=1).encode())
-        return count
+        return exported
 
     def _provenance(self) -> dict[str, Any]:
         """Which engine, template and models made these captions."""
@@ -72,7 +92,8 @@ class Export:
             "revisions": revisions,
         }
 
-    def _records(self) -> Iterator[dict[str, Any]]:
+    def _records(self) -> Iterator[dict[str, Any] | None]:
+        """Of each captioned sample; None for one that is withheld."""
         for shard, captions in self.selected.iterate(self.captions):
             images = self.selected.read_images(shard)
             columns = [
@@ -82,12 +103,17 @@ class Export:
                     for name in ("samples", "hints", self.prompts)
                 ),
             ]
+            hidden, unknown = self._hidden(shard)
             for caption, sample, hints, prompt in zip(*columns, strict=True):
                 if caption["status"] != "ok":
                     continue
-                path = self._put_image(shard, sample, images[sample["key"]])
+                key = sample["key"]
+                if key in unknown:
+                    yield None
+                    continue
+                path = self._put_image(shard, sample, images[key], hidden.get(key, ()))
                 yield {
-                    "image_id": sample["key"],
+                    "image_id": key,
                     "image_path": path,
                     "caption": caption["caption"],
                     "url": sample["urls"][0] if sample["urls"] else None,
@@ -98,11 +124,43 @@ class Export:
                     "row_ids": sample["row_ids"],
                 }
 
-    def _put_image(self, shard: int, sample: Mapping[str, Any], data: bytes) -> str:
-        extension, data = to_loadable(data, ImageInfo.from_row(sample))
-        path = f"images/{shard:08d}/{sample['key']}.{extension}"
+    def _hidden(self, shard: int) -> tuple[dict[str, list[Box]], set[str]]:
+        """The boxes that are not to be recognised, by key; and the keys of images in which a
+        detector failed, so that nobody knows."""
+        found, unknown = dict[str, list[Box]](), set[str]()
+        if self.blur is not None:
+            for name in self.blur.tables:
+                for row in self.selected.read_table(name, shard)[0].to_pylist():
+                    key, objects = row["key"], objects_from(row["objects"])
+                    found.setdefault(key, []).extend(o.box for o in objects if self.blur.hides(o))
+                    if row["status"] != "ok":
+                        unknown.add(key)
+        return found, unknown
+
+    def _put_image(
+        self, shard: int, sample: Mapping[str, Any], data: bytes, hidden: Sequence[Box]
+    ) -> str:
+        info = ImageInfo.from_row(sample)
+        extension, data = (
+            encode(blur(decode(data), hidden), info) if hidden else to_loadable(data, info)
+        )
+        path = f"{IMAGES}/{shard:08d}/{sample['key']}.{extension}"
         self.out.put(path, data)
         return path
+
+    def _sweep(self) -> None:
+        """Remove the pictures of earlier exports that neither file names any more."""
+        others = set(self.out.folders(IMAGES))
+        for shard, captions in self.selected.iterate(self.captions):
+            folder = f"{shard:08d}"
+            others.discard(folder)
+            rows = zip(captions["key"].to_pylist(), captions["status"].to_pylist(), strict=True)
+            named = {key for key, status in rows if status == "ok"} - self._hidden(shard)[1]
+            for path in self.out.files(f"{IMAGES}/{folder}"):
+                if Path(path).stem not in named:
+                    self.out.delete(path)
+        for folder in others:
+            self.out.delete(f"{IMAGES}/{folder}")
 
 
 def _llava(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,12 +14,12 @@ from typing import ClassVar
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from fusion_pipeline.dataset.blocks import reading_order
+from fusion_pipeline.dataset.colours import Names, name_colours, shares_of
 from fusion_pipeline.dataset.evidence import Box, DetectedObject, Tag, TextLine, area
-from fusion_pipeline.dataset.images import RGB, DecodeError, decode
+from fusion_pipeline.dataset.images import DecodeError, decode
 from fusion_pipeline.fuse import base
 from fusion_pipeline.prompts.untrusted import MAX_LABEL_CHARS, clean
 
@@ -82,7 +82,7 @@ class Composer:
 
     def statements(self, request: base.CaptionRequest) -> list[Statement]:
         """The caption's sentences in order. Raises DecodeError when the image is unusable."""
-        colours = _name_colours(decode(request.image, min_short_edge=64))
+        colours = name_colours(decode(request.image, min_short_edge=64))
         things = _things(request, self._config)
         cleaned = [replace(t, text=clean(t.text, 500)) for t in request.text if not t.unread]
         sure = [t for t in cleaned if round(t.score, 4) >= self._config.text_threshold]
@@ -110,13 +110,6 @@ _PAPER = ("web site", "envelope", "book jacket", "menu", "packet", "comic book",
 _PLURAL_OF = {"person": "people", "man": "men", "woman": "women", "child": "children",
               "mouse": "mice", "knife": "knives", "sheep": "sheep"}  # fmt: skip
 _NUMBERS = _table("one:1; two:2; three:3; four:4; five:5; six:6; seven:7; eight:8; nine:9")
-_COLOUR_OF = _table("""black: 0c0c0c 1e1e1e; dark grey: 3c3c3c 555555; grey: 808080 999999;
-    light grey: b8b8b8 d0d0d0; white: ececec ffffff; red: c81e1e e63c32; dark red: 781419;
-    pink: f0aabe e66ea0; orange: f08c1e e67832; brown: 6e411e 8c5f3c 503728 8c4128;
-    beige: e1cdaa c8af8c; yellow: f5dc32 ffff00; olive green: 6e6928; green: 328c3c 5aaa46 00c800;
-    dark green: 19461e; light green: aadc96; teal: 148282; light blue: 96c8eb 78aadc;
-    blue: 285ac8 4682be 0000ff; dark blue: 0f1e50 1e3c78; purple: 6e3296 961e96 bea0dc""")
-Colours = npt.NDArray[np.str_]
 Support = dict[str, list[Tag | str]]
 """What names each kind of thing besides boxes: tags, best first, then alt texts."""
 
@@ -235,21 +228,8 @@ def _tagged(support: Sequence[Item], least: float) -> str:
     return tags[0].label if tags and round(tags[0].score, 4) >= least else ""
 
 
-def _name_colours(image: RGB) -> Colours:
-    """The name of the nearest colour, in CIELAB, at each pixel of a copy of 64 x 64, [64, 64]."""
-    small = cv2.resize(image, (64, 64), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
-    known = np.array([[list(bytes.fromhex(code)) for code in _COLOUR_OF]], np.float32) / 255
-    pixels, codes = (cv2.cvtColor(part, cv2.COLOR_RGB2LAB) for part in (small, known))
-    distance = np.linalg.norm(pixels[:, :, None] - codes, axis=-1)
-    names: Colours = np.array(list(_COLOUR_OF.values()))[distance.argmin(axis=-1)]
-    return names
-
-
-def _shares(region: Colours, what: str, least: float) -> list[Measured]:
-    """Colours of a region with at least that share, largest first."""
-    counts = Counter(sorted(region.ravel().tolist())).most_common()
-    found = [Measured(what, name, round(count / region.size, 3)) for name, count in counts]
-    return [measured for measured in found if measured.share >= least]
+def _shares(region: Names, what: str, least: float) -> list[Measured]:
+    return [Measured(what, name, share) for name, share in shares_of(region, least)]
 
 
 def _say_things(things: Sequence[_Thing]) -> list[Statement]:
@@ -264,7 +244,7 @@ def _say_things(things: Sequence[_Thing]) -> list[Statement]:
     return sentences
 
 
-def _say_look(request: base.CaptionRequest, colours: Colours, things: list[_Thing]) -> Statement:
+def _say_look(request: base.CaptionRequest, colours: Names, things: list[_Thing]) -> Statement:
     """Format and colours: one background, else two bands, else the main colours."""
     ratio = request.width / request.height
     shape = "portrait-format" if ratio < 0.95 else "square" if ratio < 1.05 else "landscape-format"

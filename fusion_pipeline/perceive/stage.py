@@ -32,7 +32,7 @@ from fusion_pipeline.perceive.tiles import VERSION, Tiled, TilesConfig
 
 @dataclass(frozen=True)
 class Perceive:
-    """Writes `<kind>/<label>`, for example `objects/nanodet`."""
+    """Writes `<folder>/<label>`, for example `objects/nanodet`."""
 
     expert: str
     config: ExpertConfig
@@ -43,6 +43,8 @@ class Perceive:
     """Name of its table, when that is not the expert's: two versions of one side by side."""
     tiles: TilesConfig | None = None
     """For a detector that is to look at parts of large images, too."""
+    folder: str = ""
+    """Of its table, when that is not the kind of its evidence."""
 
     @property
     def expert_class(self) -> type[Expert]:
@@ -50,7 +52,7 @@ class Perceive:
 
     @property
     def name(self) -> str:
-        return f"{self.expert_class.kind}/{self.label or self.expert}"
+        return f"{self.folder or self.expert_class.kind}/{self.label or self.expert}"
 
     @property
     def version(self) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fusion_pipeline.dataset.evidence import MERGED_OBJECTS, TextLine, text_from
+from fusion_pipeline.dataset.evidence import LOOK, MERGED_OBJECTS, Tag, tags_from, text_from
 from fusion_pipeline.dataset.images import DecodeError
 from fusion_pipeline.dataset.layout import Dataset
 from fusion_pipeline.dataset.schemas import SAMPLES
@@ -31,6 +31,10 @@ class Card:
     format: str
     marks: tuple[Mark, ...]
     hints: Hints
+    scores: tuple[tuple[str, tuple[Tag, ...]], ...]
+    """By expert: scores of the whole image, the highest ones."""
+    look: Mapping[str, Any]
+    """What was measured; empty without."""
     alt_texts: tuple[str, ...]
     urls: tuple[str, ...]
     input_rows: int
@@ -49,10 +53,10 @@ def make_cards(
     count: int,
     seed: int,
     colours: Mapping[str, str] | None = None,
-    texts: Sequence[str] = (),
+    evidence: Sequence[str] = (),
 ) -> list[Card]:
     """Cards of up to `count` samples, drawn by key hash and spread over the clusters. `colours`:
-    see `colours_of`; `texts`: tables whose lines without text are shown, too.
+    see `colours_of`; `evidence`: tables of which lines without text, scores and looks are shown.
 
     One shard's tables are in memory at a time; pictures are read one by one.
     """
@@ -66,18 +70,18 @@ def make_cards(
         if here:
             names = ("hints", prompts, captions, MERGED_OBJECTS)
             tables = [_read(selected, name, shard) for name in names]
-            lines = [_read(selected, name, shard) for name in texts]
+            more = {name: _read(selected, name, shard) for name in evidence}
             for key in sorted(here):
                 rows = [_row(table, key) for table in (samples, *tables)]
-                cells = [_row(table, key).get("text") for table in lines]
-                unread = [line for cell in cells for line in text_from(cell) if line.unread]
-                unread = unread[:_MOST_UNREAD]
-                found[key] = _card(selected, shard, colours or {}, unread, *rows)
+                said = {name: _row(table, key) for name, table in more.items()}
+                found[key] = _card(selected, shard, colours or {}, said, *rows)
     return [found[key] for key in keys]
 
 
 _MOST_UNREAD = 120
 """Lines a card."""
+_MOST_SCORES = 3
+"""Of each expert."""
 MANY = "several"
 _HUES = 5
 
@@ -130,7 +134,7 @@ def _card(
     dataset: Dataset,
     shard: int,
     colours: Mapping[str, str],
-    unread: Sequence[TextLine],
+    said: Mapping[str, dict[str, Any]],
     sample: dict[str, Any],
     hints: dict[str, Any],
     prompt: dict[str, Any],
@@ -146,6 +150,8 @@ def _card(
         place: _colour(experts, colours)
         for place, experts in finders(objects.get("objects")).items()
     }
+    lines = [line for row in said.values() for line in text_from(row.get("text"))]
+    unread = [line for line in lines if line.unread][:_MOST_UNREAD]
     size = (picture.width, picture.height) if picture else (0, 0)
     return Card(
         key=sample["key"],
@@ -155,6 +161,12 @@ def _card(
         format=sample["format"],
         marks=tuple(marks_of(chosen, *size, styles, unread)) if picture else (),
         hints=chosen,
+        scores=tuple(
+            (name.partition("/")[2], tuple(tags_from(row["scores"])[:_MOST_SCORES]))
+            for name, row in said.items()
+            if row.get("scores")
+        ),
+        look=said[LOOK] if said.get(LOOK, {}).get("status") == "ok" else {},
         alt_texts=tuple(sample["alt_texts"]),
         urls=tuple(sample["urls"]),
         input_rows=len(sample["row_ids"]),

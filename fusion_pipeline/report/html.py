@@ -18,6 +18,7 @@ from markupsafe import Markup
 from fusion_pipeline.dataset.artifacts import inputs_of
 from fusion_pipeline.dataset.evidence import (
     ALT_TEXTS,
+    LOOK,
     MERGED_OBJECTS,
     MERGED_TAGS,
     RELEVANCE,
@@ -35,7 +36,7 @@ from fusion_pipeline.report.groups import make_groups
 from fusion_pipeline.report.lengths import measure_captions, nice_step
 from fusion_pipeline.report.timing import read_timing
 
-VERSION = 3
+VERSION = 4
 """Raised when the page changes for the same inputs."""
 FILE = "report.html"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -73,7 +74,7 @@ class Report:
     @property
     def experts(self) -> list[str]:
         """Tables of the experts alone."""
-        others = (ALT_TEXTS, RELEVANT_ALT_TEXTS, MERGED_TAGS, MERGED_OBJECTS)
+        others = (ALT_TEXTS, RELEVANT_ALT_TEXTS, MERGED_TAGS, MERGED_OBJECTS, LOOK)
         return [
             name for name in self.evidence if name not in others and not name.startswith(RELEVANCE)
         ]
@@ -134,7 +135,7 @@ class Report:
                 self.cards,
                 self.seed,
                 colours,
-                texts=[name for name in self.evidence if name.startswith("text/")],
+                [n for n in self.evidence if n.startswith(("text/", "scores/")) or n == LOOK],
             ),
         }
 

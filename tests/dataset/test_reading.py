@@ -46,6 +46,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "reading.md"
 CAPTIONS = "captions/some-model-1.5"
 """A name with a dot, as models have."""
+APPLE = f"{CAPTIONS}.boxes[apple]"
 Row = dict[str, Any]
 
 
@@ -65,10 +66,14 @@ class Made:
 CAPTION_COLUMNS = (
     pa.field("caption", pa.string()),
     pa.field("score", pa.float64()),
-    pa.field("boxes", pa.list_(pa.struct([("label", pa.string()), ("x", pa.int32())]))),
+    pa.field("boxes", pa.list_(pa.struct([("label", pa.string()), ("score", pa.float32())]))),
 )
 WORDS = ["", "apple", "apples", "pear", "Übung"]
 SCORES = [-1.5, 0.0, 0.25, 8.0]
+
+
+def best_of(items: list[Row], label: str) -> float:
+    return max((item["score"] for item in items if item["label"] == label), default=0.0)
 
 
 def version(name: str) -> TableVersion:
@@ -91,7 +96,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
             samples.append(Sample(sample_key(data), data, info, [f"row {i}"]))
             caption = str(random.choice(WORDS))
             score = float(random.choice(SCORES))
-            boxes = [{"label": caption, "x": i}] * (i % 3)
+            boxes = [{"label": caption, "score": (i + 1) / (8 << n)} for n in range(i % 3)]
             values = {"caption": caption, "score": score, "boxes": boxes}
             fails = random.random() < 0.3
             outcomes.append(NotOk("failed", "timeout: 9 s") if fails else Ok(values))
@@ -106,6 +111,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
                     f"{CAPTIONS}.caption": None if fails else caption,
                     f"{CAPTIONS}.score": None if fails else score,
                     f"{CAPTIONS}.boxes": None if fails else boxes,
+                    APPLE: None if fails else best_of(boxes, "apple"),
                 }
             )
         tar, table = pack_samples(samples)
@@ -218,6 +224,9 @@ def test_names_of_columns(made: Made) -> None:
         (["captions/some-model-1.5.captoin"], r"mean 'captions/some-model-1\.5\.caption'"),
         (["sampels"], r"mean 'samples'.*tables: captions/some-model-1\.5, samples"),
         (["images"], r"mean 'image'"),
+        (["samples.width[cat]"], r"'samples.width' is no list of labels with scores"),
+        (["samples.url[cat]"], r"no column 'samples.url'.*mean 'samples.urls'"),
+        (["samples.width[cat"], r"no column 'samples.width\[cat'"),
         ([], "no column was named"),
     ],
 )
@@ -242,6 +251,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     f"{CAPTIONS}.status": st.sampled_from(["ok", "failed"]),
     f"{CAPTIONS}.caption": st.sampled_from(WORDS),
     f"{CAPTIONS}.score": st.sampled_from(SCORES),
+    APPLE: st.integers(0, 8).map(lambda eighths: eighths / 8),
 }
 
 

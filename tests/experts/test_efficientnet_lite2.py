@@ -13,7 +13,6 @@ from experts.tagging.efficientnet_lite2 import (
     EfficientNetLite2Tagger,
     EfficientNetLite2TaggerConfig,
     preprocess,
-    softmax,
 )
 from fusion_pipeline.dataset.images import RGB, decode
 
@@ -74,12 +73,6 @@ def test_preprocessing_is_the_published_one(photo: Photo) -> None:
     crop = Image.fromarray(image).crop((122, 22, 478, 378)).resize((260, 260), Image.BICUBIC)
     expected = ((np.asarray(crop, np.float32) - 127) / 128).transpose(2, 0, 1)[None]
     np.testing.assert_array_equal(preprocess(image), expected)
-
-
-def test_softmax_is_a_distribution() -> None:
-    scores = softmax(np.array([[1000, 0, -1000], [1, 1, 1]], np.float32))
-    np.testing.assert_allclose(scores, [[1, 0, 0], [1 / 3] * 3], atol=1e-6)
-    assert scores.dtype == np.float32
 
 
 def test_embedding_knows_copies_from_strangers(network: EfficientNetLite2, photo: Photo) -> None:

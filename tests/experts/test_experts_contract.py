@@ -18,6 +18,7 @@ from tests.experts.tiny import tiny_config
 
 ITEMS = {
     EvidenceKind.TAGS: (Tag, evidence.tags_from),
+    EvidenceKind.SCORES: (Tag, evidence.tags_from),
     EvidenceKind.OBJECTS: (DetectedObject, evidence.objects_from),
     EvidenceKind.TEXT: (TextLine, evidence.text_from),
 }

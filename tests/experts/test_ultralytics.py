@@ -35,7 +35,7 @@ from experts.detection.ultralytics_export import ExportError, exported
 from experts.onnx import session
 from fusion_pipeline.dataset.evidence import DetectedObject, Tag
 from fusion_pipeline.dataset.images import RGB, decode
-from tests.experts.conftest import Photo
+from tests.conftest import Photo
 from tests.experts.tiny_ultralytics import ARCHITECTURES, LABELS, SIZE, Seen, ask_library
 
 FLOOR, NMS_IOU = 0.1, 0.5

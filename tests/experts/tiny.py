@@ -8,7 +8,9 @@ from experts import load_expert
 from experts.base import ExpertConfig
 
 MAKERS: dict[str, str] = {
+    "classifier": "tests.experts.tiny_scoring:classifier_config",
     "clip": "tests.experts.tiny_taggers:clip_config",
+    "clip-classes": "tests.experts.tiny_scoring:clip_classes_config",
     "grounding-dino": "tests.experts.tiny_detectors:grounding_dino_config",
     "open-clip": "tests.experts.tiny_taggers:open_clip_config",
     "owlv2": "tests.experts.tiny_detectors:owlv2_config",

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from fusion_pipeline.dataset.evidence import ARROW_TYPES, EvidenceKind
 from fusion_pipeline.dataset.fingerprints import Fingerprint
 from fusion_pipeline.dataset.images import decode, inspect
 from fusion_pipeline.dataset.layout import Dataset, TableVersion
 from fusion_pipeline.dataset.rows import NotOk, Ok, Outcome, build_table
 from fusion_pipeline.dataset.samples import Sample, pack_samples, sample_key
 from fusion_pipeline.dataset.storage import Storage
+from fusion_pipeline.export.blur import Blur
 from fusion_pipeline.export.captions import Export
 from tests.dataset.pictures import ENCODED, close, noise, save
 from tests.dataset.tables import put_table
@@ -81,7 +84,7 @@ def read(export: Export) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 
 
 def test_only_captioned_samples_and_nothing_of_them_lost(export: Export) -> None:
-    assert export.run() == 3
+    assert export.run() == (3, 0)
     llava, dense = read(export)
     keys = [sample_key(IMAGES[i]) for i in (0, 1, 3)]
     assert [row["id"] for row in llava] == [row["image_id"] for row in dense] == keys
@@ -129,7 +132,7 @@ def test_it_is_current_until_a_table_changes(export: Export) -> None:
     table, _ = export.selected.read_table("captions/engine", 0)
     put(export.selected, "captions/engine", captions(["new"] * 4, table["key"].to_pylist()))
     assert not export.is_current()
-    assert export.run() == 4
+    assert export.run() == (4, 0)
     assert export.is_current()
 
 
@@ -145,8 +148,65 @@ def test_a_run_that_breaks_is_not_current(
     assert export.out.read("llava.json") == before  # the old file, whole
 
 
+def test_pictures_of_earlier_exports_go(export: Export) -> None:
+    export.run()
+    export.out.put("images/00000007/" + "0" * 32 + ".jpg", b"of a shard that is no more")
+    table, _ = export.selected.read_table("captions/engine", 0)
+    put(
+        export.selected,
+        "captions/engine",
+        captions([None, "a", None, "b"], table["key"].to_pylist()),
+    )
+    assert export.run() == (2, 0)
+    assert sorted(row["image_path"] for row in read(export)[1]) == export.out.files("images")
+
+
+def blurring(export: Export, found: list[Outcome]) -> Export:
+    """With what a detector said of the samples."""
+    keys = export.selected.read_table("samples", 0)[0]["key"].to_pylist()
+    columns = [pa.field("objects", ARROW_TYPES[EvidenceKind.OBJECTS])]
+    put(export.selected, "blur/faces", build_table(keys, found, columns))
+    return replace(export, blur=Blur(("blur/faces",), (), 0.3))
+
+
+def test_faces_are_blurred(export: Export) -> None:
+    export.run()
+    plain = {row["image_path"]: export.out.read(row["image_path"]) for row in read(export)[1]}
+    sure = {"label": "face", "score": 0.9, "box": [0.0, 0.0, 0.5, 0.5]}
+    unsure = {"label": "face", "score": 0.1, "box": [0.5, 0.5, 1.0, 1.0]}
+    seen = [[], [sure, unsure], [sure], [unsure]]
+    other = blurring(export, [Ok({"objects": objects}) for objects in seen])
+    assert not other.is_current()
+    assert other.run() == (3, 0)
+    assert other.is_current()
+    paths = [row["image_path"] for row in read(other)[1]]
+    assert sorted(paths) == sorted(plain) == export.out.files("images"), "no other copy is left"
+    changed = [path for path in paths if export.out.read(path) != plain[path]]
+    assert changed == paths[1:2]
+    before, after = (decode(data) for data in (plain[changed[0]], export.out.read(changed[0])))
+    height, width = before.shape[:2]
+    corner, rest = np.s_[: height // 2, : width // 2], np.s_[height * 5 // 8 :, width * 5 // 8 :]
+    assert after[corner].std() < before[corner].std() / 3
+    assert np.abs(after[rest].astype(int) - before[rest]).mean() < 12  # saved again as a JPEG
+    with Image.open(io.BytesIO(export.out.read(changed[0]))) as image:
+        assert len(image.getexif()) == 0
+    assert not replace(other, blur=Blur(("blur/faces",), (), 0.05)).is_current()
+
+
+def test_what_no_detector_could_look_at_is_withheld(export: Export) -> None:
+    export.run()
+    nothing = Ok({"objects": []})
+    other = blurring(export, [nothing, NotOk("failed", "timeout"), nothing, nothing])
+    assert other.run() == (2, 1)
+    assert json.loads(export.out.read("manifest.json"))["withheld"] == 1
+    llava, dense = read(export)
+    assert [row["caption"] for row in dense] == [CAPTIONS[0], "Four."]
+    assert len(llava) == 2
+    assert len(export.out.files("images")) == 2, "and the picture of the first export is gone"
+
+
 def test_no_captions_are_an_empty_list(export: Export) -> None:
     table, _ = export.selected.read_table("captions/engine", 0)
     put(export.selected, "captions/engine", captions([None] * 4, table["key"].to_pylist()))
-    assert export.run() == 0
+    assert export.run() == (0, 0)
     assert read(export) == ([], [])

@@ -1,0 +1,41 @@
+"""Names of colours, as people say them."""
+
+from collections import Counter
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from fusion_pipeline.dataset.images import RGB
+
+Names = npt.NDArray[np.str_]
+"""Of each pixel, [64, 64]."""
+
+_CODES = """black: 0c0c0c 1e1e1e; dark grey: 3c3c3c 555555; grey: 808080 999999;
+    light grey: b8b8b8 d0d0d0; white: ececec ffffff; red: c81e1e e63c32; dark red: 781419;
+    pink: f0aabe e66ea0; orange: f08c1e e67832; brown: 6e411e 8c5f3c 503728 8c4128;
+    beige: e1cdaa c8af8c; yellow: f5dc32 ffff00; olive green: 6e6928; green: 328c3c 5aaa46 00c800;
+    dark green: 19461e; light green: aadc96; teal: 148282; light blue: 96c8eb 78aadc;
+    blue: 285ac8 4682be 0000ff; dark blue: 0f1e50 1e3c78; purple: 6e3296 961e96 bea0dc"""
+_NAME_OF = {
+    code: name.strip()
+    for name, codes in (entry.split(":") for entry in _CODES.split(";"))
+    for code in codes.split()
+}
+
+
+def name_colours(image: RGB) -> Names:
+    """The name of the nearest colour, in CIELAB, at each pixel of a copy of 64 x 64, [64, 64]."""
+    small = cv2.resize(image, (64, 64), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+    known = np.array([[list(bytes.fromhex(code)) for code in _NAME_OF]], np.float32) / 255
+    pixels, codes = (cv2.cvtColor(part, cv2.COLOR_RGB2LAB) for part in (small, known))
+    distance = np.linalg.norm(pixels[:, :, None] - codes, axis=-1)
+    names: Names = np.array(list(_NAME_OF.values()))[distance.argmin(axis=-1)]
+    return names
+
+
+def shares_of(region: Names, least: float) -> list[tuple[str, float]]:
+    """Colours that have at least that share of a region, and their shares, largest first."""
+    counts = Counter(sorted(region.ravel().tolist())).most_common()
+    found = [(name, round(count / region.size, 3)) for name, count in counts]
+    return [(name, share) for name, share in found if share >= least]
