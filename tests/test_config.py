@@ -48,7 +48,8 @@ def load(tmp_path: Path, text: str, *overrides: str) -> Config:
          "nanodet.score_floor: Input should be a valid number"),
         ("blur: {experts: []}", "blur.experts", "at least 1 item"),
         ("blur: {experts: [rapidocr]}", "blur.experts", "rapidocr is no detector"),
-        ("blur: {experts: [owlv2: {model: m}]}", "blur.experts", "works without tags"),
+        ("blur: {experts: [owlv2: {model: a/b, revision: "
+         f"{'a' * 40}}}]}}", "blur.experts", "works without tags"),
         ("blur: {experts: [nanodet, nanodet]}", "blur.experts", "'nanodet' is there twice"),
         ("blur: {lables: [face]}", "blur.lables", "did you mean 'labels'?"),
         ("caption: {template: mine}", "caption.template", "no template is called 'mine'; known: "),
