@@ -357,7 +357,8 @@ class Runner:
             return
         with self._console.status("export …"):
             done = export.run()
-        self._say(f"export: {done.samples:,} captioned samples in {export.out.url}")
+        blurred = f", {done.blurred:,} of them blurred," if export.blur else ""
+        self._say(f"export: {done.samples:,} captioned samples{blurred} in {export.out.url}")
         if done.withheld:
             self._say(
                 f"export: {done.withheld:,} more are withheld, for a detector of `blur` failed on "

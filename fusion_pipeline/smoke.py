@@ -227,11 +227,14 @@ class _Trial:
             return
         card.seconds[table] = self.seconds[table, shard]
         if isinstance(step.work, Perceive | MergeTags | MergeObjects):
-            expert = step.work.expert_class if isinstance(step.work, Perceive) else None
-            kind = expert.kind if expert else EvidenceKind(table.partition("/")[0])
+            perceived = step.work if isinstance(step.work, Perceive) else None
+            found_in = perceived.expert_class.kind if perceived else table.partition("/")[0]
+            kind = EvidenceKind(found_in)
             found = card.evidence[table] = self._found(kind, row[kind.value])
             labels = [item.label for item in found if item.kept]
-            known = KNOWN[card.photo].get(kind, ()) if isinstance(step.work, Perceive) else ()
+            # A detector of what is blurred has a folder, and looks for that alone.
+            is_asked = perceived is not None and not perceived.folder
+            known = KNOWN[card.photo].get(kind, ()) if is_asked else ()
             card.facts += [Fact(table, words[0], _says(kind, labels, words)) for words in known]
         card.prompt = row.get("prompt", card.prompt)
         card.caption, card.finish = row.get("caption"), row.get("finish")

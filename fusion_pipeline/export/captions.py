@@ -31,6 +31,8 @@ class Exported(NamedTuple):
     samples: int
     withheld: int
     """Captioned samples that are left out: whether there is something to blur is not known."""
+    blurred: int
+    """Samples in whose images something is blurred."""
 
 
 @dataclass(frozen=True)
@@ -62,19 +64,20 @@ class Export:
         inputs = self.inputs()  # first: a table that changes from here on outdates the export
         provenance = self._provenance()
         self.out.delete(MANIFEST)
-        count = withheld = 0
+        count = withheld = blurred = 0
         with self.out.writer("llava.json") as llava, self.out.writer("densefusion.jsonl") as dense:
-            for record in self._records():
+            for record, boxes in self._records():
                 if record is None:
                     withheld += 1
                     continue
+                blurred += bool(boxes)
                 llava.write("[\n" if count == 0 else ",\n")
                 llava.write(json.dumps(_llava(record), ensure_ascii=False))
                 dense.write(json.dumps({**record, **provenance}, ensure_ascii=False) + "\n")
                 count += 1
             llava.write("\n]\n" if count else "[]\n")
         self._sweep()
-        exported = Exported(count, withheld)
+        exported = Exported(count, withheld, blurred)
         manifest = {"inputs": inputs, **exported._asdict(), **provenance}
         self.out.put(MANIFEST, json.dumps(manifest, indent=1).encode())
         return exported
@@ -92,8 +95,8 @@ class Export:
             "revisions": revisions,
         }
 
-    def _records(self) -> Iterator[dict[str, Any] | None]:
-        """Of each captioned sample; None for one that is withheld."""
+    def _records(self) -> Iterator[tuple[dict[str, Any] | None, Sequence[Box]]]:
+        """Of each captioned sample, None for one that is withheld; and what is blurred."""
         for shard, captions in self.selected.iterate(self.captions):
             images = self.selected.read_images(shard)
             columns = [
@@ -109,10 +112,11 @@ class Export:
                     continue
                 key = sample["key"]
                 if key in unknown:
-                    yield None
+                    yield None, ()
                     continue
-                path = self._put_image(shard, sample, images[key], hidden.get(key, ()))
-                yield {
+                boxes = hidden.get(key, ())
+                path = self._put_image(shard, sample, images[key], boxes)
+                record = {
                     "image_id": key,
                     "image_path": path,
                     "caption": caption["caption"],
@@ -123,6 +127,7 @@ class Export:
                     "alt_texts": sample["alt_texts"],
                     "row_ids": sample["row_ids"],
                 }
+                yield record, boxes
 
     def _hidden(self, shard: int) -> tuple[dict[str, list[Box]], set[str]]:
         """The boxes that are not to be recognised, by key; and the keys of images in which a

@@ -84,7 +84,7 @@ def read(export: Export) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 
 
 def test_only_captioned_samples_and_nothing_of_them_lost(export: Export) -> None:
-    assert export.run() == (3, 0)
+    assert export.run() == (3, 0, 0)
     llava, dense = read(export)
     keys = [sample_key(IMAGES[i]) for i in (0, 1, 3)]
     assert [row["id"] for row in llava] == [row["image_id"] for row in dense] == keys
@@ -132,7 +132,7 @@ def test_it_is_current_until_a_table_changes(export: Export) -> None:
     table, _ = export.selected.read_table("captions/engine", 0)
     put(export.selected, "captions/engine", captions(["new"] * 4, table["key"].to_pylist()))
     assert not export.is_current()
-    assert export.run() == (4, 0)
+    assert export.run() == (4, 0, 0)
     assert export.is_current()
 
 
@@ -157,7 +157,7 @@ def test_pictures_of_earlier_exports_go(export: Export) -> None:
         "captions/engine",
         captions([None, "a", None, "b"], table["key"].to_pylist()),
     )
-    assert export.run() == (2, 0)
+    assert export.run() == (2, 0, 0)
     assert sorted(row["image_path"] for row in read(export)[1]) == export.out.files("images")
 
 
@@ -177,7 +177,7 @@ def test_faces_are_blurred(export: Export) -> None:
     seen = [[], [sure, unsure], [sure], [unsure]]
     other = blurring(export, [Ok({"objects": objects}) for objects in seen])
     assert not other.is_current()
-    assert other.run() == (3, 0)
+    assert other.run() == (3, 0, 1)
     assert other.is_current()
     paths = [row["image_path"] for row in read(other)[1]]
     assert sorted(paths) == sorted(plain) == export.out.files("images"), "no other copy is left"
@@ -197,7 +197,7 @@ def test_what_no_detector_could_look_at_is_withheld(export: Export) -> None:
     export.run()
     nothing = Ok({"objects": []})
     other = blurring(export, [nothing, NotOk("failed", "timeout"), nothing, nothing])
-    assert other.run() == (2, 1)
+    assert other.run() == (2, 1, 0)
     assert json.loads(export.out.read("manifest.json"))["withheld"] == 1
     llava, dense = read(export)
     assert [row["caption"] for row in dense] == [CAPTIONS[0], "Four."]
@@ -208,5 +208,5 @@ def test_what_no_detector_could_look_at_is_withheld(export: Export) -> None:
 def test_no_captions_are_an_empty_list(export: Export) -> None:
     table, _ = export.selected.read_table("captions/engine", 0)
     put(export.selected, "captions/engine", captions([None] * 4, table["key"].to_pylist()))
-    assert export.run() == (0, 0)
+    assert export.run() == (0, 0, 0)
     assert read(export) == ([], [])
