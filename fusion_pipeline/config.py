@@ -13,6 +13,7 @@ from pydantic import (
     Field,
     SerializeAsAny,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -214,7 +215,7 @@ class BlurConfig(_Model):
 
     experts: list[ExpertChoice] = Field(["centerface"], min_length=1, validate_default=True)
     labels: tuple[str, ...] = ()
-    """Labels of these detectors; none: all that they find."""
+    """Labels of these detectors, in any case; none: all that they find."""
     score: float = Field(0.3, ge=0, le=1)
     """Boxes of at least this score: lower hides more, and sometimes what is none."""
 
@@ -227,8 +228,23 @@ class BlurConfig(_Model):
         for choice in value:
             expert = load_expert(choice.expert)
             if expert.kind != EvidenceKind.OBJECTS or expert.uses_tags:
-                raise ValueError(f"{choice.name} is no detector that works without tags")
+                raise ValueError(
+                    f"{choice.name} is no detector that works without tags; centerface, nanodet, "
+                    "transformers-detector and ultralytics are"
+                )
         return value
+
+    @model_validator(mode="after")
+    def _unsure_boxes_are_told(self) -> "BlurConfig":
+        for choice in self.experts:
+            floor = getattr(choice.config, "score_floor", 0.0)
+            if floor > self.score:
+                raise ValueError(
+                    f"score: {self.score} hides no more than {floor}, since {choice.name} does not "
+                    f"tell what it is less sure of: {{{choice.expert}: {{score_floor: "
+                    f"{self.score}}}}}"
+                )
+        return self
 
 
 class SampleConfig(_Model):
@@ -328,6 +344,9 @@ class Config(_Model):
     relevance: ExpertChoice | None = None
     """An image-text model that says how well alt texts fit their images."""
     experts: list[ExpertChoice] = Field(default_factory=list, validate_default=True)
+    """Whose evidence prompts and captions are made from."""
+    scores: list[ExpertChoice] = Field(default_factory=list)
+    """Experts that score images as a whole, for choosing among them."""
     look: bool = False
     """Measure sharpness, exposure, JPEG quality and colours, too."""
     merge: MergeConfig = MergeConfig()
@@ -348,12 +367,31 @@ class Config(_Model):
             )
         return self
 
-    _no_twins = field_validator("experts")(_no_twins)
+    _score_choices = field_validator("scores", mode="before")(_expert_choices)
+    _no_twins = field_validator("experts", "scores")(_no_twins)
 
     @field_validator("experts", mode="before")
     @classmethod
     def _choices(cls, value: object) -> object:
         return _expert_choices([*SHIPPED] if value == [] else value)
+
+    @field_validator("experts", "scores")
+    @classmethod
+    def _in_their_place(cls, value: list[ExpertChoice], info: ValidationInfo) -> list[ExpertChoice]:
+        for choice in value:
+            scores = load_expert(choice.expert).kind is EvidenceKind.SCORES
+            if scores != (info.field_name == "scores"):
+                what = "scores images as a whole" if scores else "makes evidence"
+                place = "scores" if scores else "experts"
+                raise ValueError(f"{choice.expert} {what}: put it under `{place}`")
+        return value
+
+    @field_validator("blur", mode="before")
+    @classmethod
+    def _blur_or_not(cls, value: object) -> object:
+        if value is None:  # an empty `blur:` may mean either
+            raise ValueError("say `true` (faces are blurred), `false`, or what and how")
+        return ({} if value else None) if isinstance(value, bool) else value
 
     @field_validator("relevance", mode="before")
     @classmethod
@@ -395,7 +433,10 @@ class Config(_Model):
             for name in _OF_TAGGERS:
                 plain["relevance"][self.relevance.expert].pop(name, None)
         plain["experts"] = [choice.to_plain() for choice in self.experts]
-        if self.blur is not None:
+        plain["scores"] = [choice.to_plain() for choice in self.scores]
+        if self.blur is None:
+            plain["blur"] = False
+        else:
             plain["blur"]["experts"] = [choice.to_plain() for choice in self.blur.experts]
         plain["source"] = {k: v for k, v in plain["source"].items() if v is not None}
         caption = plain["caption"]

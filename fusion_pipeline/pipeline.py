@@ -249,9 +249,9 @@ def _perceive_stages(config: Config) -> list[Stage]:
     """The alt texts; every expert, the taggers first, since open-set detectors are told the tags;
     and the merging of what they say."""
     experts = [_perceive(choice) for choice in config.experts]
-    look: list[Stage] = [Look()] if config.look else []
-    if config.blur is not None:
-        look += [_perceive(choice, BLUR) for choice in config.blur.experts]
+    untold: list[Stage] = [_perceive(choice) for choice in config.scores]
+    untold += [Look()] if config.look else []
+    untold += [_perceive(choice, BLUR) for choice in config.blur.experts] if config.blur else []
     of_kind = {kind: [e for e in experts if e.expert_class.kind is kind] for kind in EvidenceKind}
     taggers, detectors = of_kind[EvidenceKind.TAGS], of_kind[EvidenceKind.OBJECTS]
     stages: list[Stage] = [AltText(config.alt_text), *_relevance_stages(config), *taggers]
@@ -261,7 +261,7 @@ def _perceive_stages(config: Config) -> list[Stage]:
     if detectors:
         names = tuple(detector.name for detector in detectors)
         stages.append(MergeObjects(names, bool(taggers), config.merge))
-    return [*stages, *of_kind[EvidenceKind.TEXT], *of_kind[EvidenceKind.SCORES], *look]
+    return [*stages, *of_kind[EvidenceKind.TEXT], *untold]
 
 
 def _perceive(choice: ExpertChoice, folder: str = "") -> Perceive:

@@ -364,6 +364,12 @@ class Runner:
                 f"export: {done.withheld:,} more are withheld, for a detector of `blur` failed on "
                 "them: --retry-failed asks it again"
             )
+        idle, there = export.blur.idle_labels(export.selected) if export.blur else ([], [])
+        if idle:
+            self._say(
+                f"blur.labels: no box is called {', '.join(map(repr, idle))}, and nothing was "
+                f"blurred for it; there is {', '.join(map(repr, there)) or 'no box at all'}"
+            )
         self.committed += 1
 
     def _run_report(self) -> None:

@@ -46,6 +46,11 @@ def load(tmp_path: Path, text: str, *overrides: str) -> Config:
          "rapidocr.tiles: only detectors that look at images have tiles"),
         ("experts: [nanodet: {score_floor: x}]", "experts",
          "nanodet.score_floor: Input should be a valid number"),
+        ("experts: [nanodet, nsfwjs]", "experts", "scores images as a whole: put it under"),
+        ("scores: [nanodet]", "scores", "nanodet makes evidence: put it under `experts`"),
+        ("scores: [nsfwjs, nsfwjs]", "scores", "'nsfwjs' is there twice"),
+        ("blur:", "blur", "say `true` (faces are blurred), `false`, or what and how"),
+        ("blur: {score: 0.1}", "blur", "score: 0.1 hides no more than 0.3, since centerface"),
         ("blur: {experts: []}", "blur.experts", "at least 1 item"),
         ("blur: {experts: [rapidocr]}", "blur.experts", "rapidocr is no detector"),
         ("blur: {experts: [owlv2: {model: a/b, revision: "
@@ -159,7 +164,7 @@ def test_what_is_printed_loads_again_to_an_equal_config(tmp_path: Path) -> None:
         "run: 'Ordner ü: #1'\nsource: {webdataset: 's3://b/x'}\n"
         "experts: [nanodet: {score_floor: 0.125, tiles: {edge: 800}}, rapidocr]\n"
         "select: {copies: {probes: 3}}\n",
-        SMALL + "look: true\nblur: {}\n",
+        SMALL + "look: true\nblur: true\nscores: [nsfwjs]\n",
         SMALL
         + "blur: {experts: [{nanodet: {name: people}}, centerface], labels: [person, face]}\n",
     ]
@@ -194,6 +199,8 @@ def test_no_key_is_ever_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_two_ways_to_say_the_same_are_equal(tmp_path: Path) -> None:
+    assert load(tmp_path, SMALL + "blur: true") == load(tmp_path, SMALL + "blur: {}")
+    assert load(tmp_path, SMALL + "blur: false") == load(tmp_path, SMALL)
     default = load(tmp_path, SMALL)
     assert default == load(tmp_path, SMALL + "experts: []\ncaption: {engine: composer}\n")
     short = load(tmp_path, SMALL + "experts: [nanodet]")

@@ -3,6 +3,7 @@
 Source: github.com/Star-Clouds/CenterFace (MIT); of the weights see `experts/assets/NOTICE.txt`.
 """
 
+import math
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -88,10 +89,10 @@ class CenterFace:
 
 
 def preprocess(image: RGB, long_side: int) -> Float32:
-    """float32 [1, 3, height, width], RGB, 0..255: scaled down to the long side, never up, and
-    stretched to multiples of 32."""
+    """float32 [1, 3, height, width], RGB, 0..255: scaled down to about the long side, and stretched
+    to the next multiples of 32."""
     scale = min(1.0, long_side / max(image.shape[:2]))
-    height, width = (max(GRID, round(side * scale / GRID) * GRID) for side in image.shape[:2])
+    height, width = (math.ceil(side * scale / GRID) * GRID for side in image.shape[:2])
     mode = cv2.INTER_AREA if scale < 0.5 else cv2.INTER_LINEAR
     small = cv2.resize(image, (width, height), interpolation=mode)
     blob: Float32 = cv2.dnn.blobFromImage(small)

@@ -13,7 +13,7 @@ from pydantic import Field
 from experts.base import Context, ExpertConfig, Hardware
 from experts.checkpoint import CheckpointError, checkpoint_folder, checkpoint_revision
 from experts.scores import Floats, ranked
-from experts.tagging.clip import DETAIL
+from experts.tagging.clip import DETAIL, middle
 from experts.torch_models import TransformersConfig, load_model
 from fusion_pipeline.dataset.evidence import EvidenceKind, Tag
 from fusion_pipeline.dataset.images import RGB
@@ -24,7 +24,7 @@ class ClassifierConfig(TransformersConfig):
 
     labels: tuple[str, ...] = ()
     """Classes that are told, by the checkpoint's names; none: all, best first."""
-    max_scores: int = Field(default=20, ge=1, le=10_000)
+    max_scores: int = Field(default=1000, ge=1, le=100_000)
 
 
 class Classifier:
@@ -56,9 +56,15 @@ class Classifier:
                     f"labels: {config.model} has no class {label!r}; it has "
                     f"{', '.join(self._labels[:20])}"
                 )
+        if self._model.config.problem_type == "regression":
+            raise CheckpointError(
+                f"{config.model}: a model of regression, whose numbers are no scores of 0 to 1"
+            )
         self.batch_size = config.batch_size
-        size = dict(self._processor.size or {})
+        # Timm's processor has no size, and its images are decoded in full.
+        size = dict(getattr(self._processor, "size", None) or {})
         self.min_short_edge: int | None = DETAIL * max(size.values()) if size else None
+        self._crops = "shortest_edge" in size
 
     def __call__(self, images: Sequence[RGB], context: Sequence[Context]) -> list[list[Tag]]:
         starts = range(0, len(images), self.batch_size)
@@ -68,7 +74,7 @@ class Classifier:
     def _scores(self, images: Sequence[RGB]) -> Floats:
         import torch
 
-        pictures = [Image.fromarray(image) for image in images]
+        pictures = [Image.fromarray(middle(i) if self._crops else i) for i in images]
         inputs = self._processor(images=pictures, return_tensors="pt")
         with torch.inference_mode():
             inputs = inputs.to(self._model.device, dtype=self._model.dtype)

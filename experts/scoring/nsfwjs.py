@@ -32,7 +32,7 @@ class NsfwJs:
     version: ClassVar[int] = 1
     uses_tags: ClassVar[bool] = False
     batch_size: int = 1
-    min_short_edge: ClassVar[int | None] = 2 * SIZE
+    min_short_edge: ClassVar[int | None] = None  # the library looks at single pixels
     Config: ClassVar[type[ExpertConfig]] = ExpertConfig
 
     @classmethod

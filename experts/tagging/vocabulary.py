@@ -144,6 +144,13 @@ def _logistic(inputs: Float64, target: Float64) -> tuple[float, float]:
     return float(weights[0]), float(weights[1])
 
 
+def check_templates(value: tuple[str, ...]) -> tuple[str, ...]:
+    for template in value:
+        if "{label}" not in template:
+            raise ValueError(f"{template!r} has no {{label}} in it, such as 'a photo of {{label}}'")
+    return value
+
+
 class VocabularyConfig(CheckpointConfig):
     """Settings of a tagger that scores an image against a list of tags."""
 
@@ -156,15 +163,7 @@ class VocabularyConfig(CheckpointConfig):
     score_floor: float = Field(default=0.01, ge=0, le=1)
     max_tags: int = Field(default=20, ge=1, le=1000)
 
-    @field_validator("templates")
-    @classmethod
-    def _have_a_place(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for template in value:
-            if "{label}" not in template:
-                raise ValueError(
-                    f"{template!r} has no {{label}} in it, such as 'a photo of {{label}}'"
-                )
-        return value
+    _have_a_place = field_validator("templates")(check_templates)
 
     @model_validator(mode="after")
     def _vocabulary_is_read(self) -> "VocabularyConfig":
@@ -309,12 +308,17 @@ def text_features(config: VocabularyConfig, model: ImageTextModel) -> Float32:
     rows = []
     for start in range(0, len(tags), _TEXTS):
         part = tags[start : start + _TEXTS]
-        filled = [[template.replace("{label}", tag) for tag in part] for template in templates]
-        rows.append(unit(np.sum([model.embed_texts(texts) for texts in filled], axis=0)))
+        rows.append(embed_labels(model, part, templates))
     found = np.concatenate(rows)
     if time.monotonic() - since > _WORTH_KEEPING_S:
         _write(place, found)
     return found
+
+
+def embed_labels(model: ImageTextModel, labels: Sequence[str], templates: Sequence[str]) -> Float32:
+    """float32 [labels, d] of unit norm: of each label, the mean over the templates."""
+    filled = [[template.replace("{label}", label) for label in labels] for template in templates]
+    return unit(np.sum([model.embed_texts(texts) for texts in filled], axis=0))
 
 
 def unit(vectors: Float32) -> Float32:

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from fusion_pipeline.dataset.images import RGB
 
+Lab = npt.NDArray[np.float32]
 Names = npt.NDArray[np.str_]
 """Of each pixel, [64, 64]."""
 
@@ -24,12 +25,17 @@ _NAME_OF = {
 }
 
 
-def name_colours(image: RGB) -> Names:
-    """The name of the nearest colour, in CIELAB, at each pixel of a copy of 64 x 64, [64, 64]."""
+def small_lab(image: RGB) -> Lab:
+    """A small copy in CIELAB, float32 [64, 64, 3]."""
     small = cv2.resize(image, (64, 64), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+    lab: Lab = cv2.cvtColor(small, cv2.COLOR_RGB2LAB)
+    return lab
+
+
+def name_colours(lab: Lab) -> Names:
+    """The name of the nearest colour at each pixel of such a copy, [64, 64]."""
     known = np.array([[list(bytes.fromhex(code)) for code in _NAME_OF]], np.float32) / 255
-    pixels, codes = (cv2.cvtColor(part, cv2.COLOR_RGB2LAB) for part in (small, known))
-    distance = np.linalg.norm(pixels[:, :, None] - codes, axis=-1)
+    distance = np.linalg.norm(lab[:, :, None] - cv2.cvtColor(known, cv2.COLOR_RGB2LAB), axis=-1)
     names: Names = np.array(list(_NAME_OF.values()))[distance.argmin(axis=-1)]
     return names
 

@@ -201,6 +201,12 @@ def decode(data: bytes, *, min_short_edge: int | None = None, max_pixels: int = 
         return np.asarray(_to_rgb(_upright(image)))
 
 
+def layout_of(width: int, height: int) -> str:
+    """`portrait`, `landscape`, or `square` within 5 % of one."""
+    ratio = width / height
+    return "portrait" if ratio < 0.95 else "square" if ratio < 1.05 else "landscape"
+
+
 def jpeg_tables(data: bytes) -> list[list[int]]:
     """Quantisation tables of a JPEG, luma first, 64 numbers each; empty for other formats.
 

@@ -27,6 +27,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from fsspec.utils import merge_offset_ranges
 
+from fusion_pipeline.dataset.evidence import EvidenceKind
 from fusion_pipeline.dataset.images import EXTENSIONS
 from fusion_pipeline.dataset.layout import Dataset, TableVersion
 from fusion_pipeline.dataset.samples import sample_key
@@ -429,7 +430,7 @@ class _Catalog:
             return [Column(f"{name}.{f.name}", name, f.name, f.type) for f in fields]
         whole, bracket, label = name.partition("[")
         if bracket and label.endswith("]"):
-            return [self._label(name, column, label[:-1]) for column in self._named(whole)]
+            return [self._label(name, whole, label[:-1])]
         table, _, field = name.rpartition(".")  # a table's name may hold dots, a column's does not
         if table in self.names:
             schema = self._schema(table)
@@ -437,15 +438,34 @@ class _Catalog:
                 return [Column(name, table, field, schema.field(field).type)]
         raise self._unknown(name, table)
 
-    def _label(self, name: str, column: Column, label: str) -> Column:
-        items = column.type.value_type if pa.types.is_list(column.type) else column.type
-        names = [field.name for field in items] if pa.types.is_struct(items) else []
-        if "label" not in names or "score" not in names:
+    def _label(self, name: str, whole: str, label: str) -> Column:
+        url, columns = self._dataset.storage.url, self._named(whole)
+        if whole in self.names:
+            names = " or ".join(f"'{c.name}[{label}]'" for c in columns if _has_labels(c.type))
+            hint = f"Did you mean {names}?" if names else "It has no labels."
+            raise ReadingError(f"{url}: {name!r}: {whole!r} is a table, not a column. {hint}")
+        [column] = columns
+        if not _has_labels(column.type):
             raise ReadingError(
-                f"{self._dataset.storage.url}: {name!r}: {column.name!r} is no list of labels with "
-                "scores, as tags, objects and scores are"
+                f"{url}: {name!r}: {whole!r} is no list of labels with scores, as tags, objects "
+                "and scores are"
             )
+        if not label or label != label.strip() or "[" in label:
+            raise ReadingError(f"{url}: {name!r}: {label!r} is no label")
+        if column.table.startswith(f"{EvidenceKind.SCORES}/"):
+            self._check_class(name, column, label)
         return replace(column, name=name, type=pa.float32(), label=label)
+
+    def _check_class(self, name: str, column: Column, label: str) -> None:
+        """A model's classes are told of every image: one that is not there is a slip."""
+        shard = min(self.shards(column.table))
+        cells = self._dataset.read_table(self.version(column.table), shard)[0][column.field]
+        there = pc.unique(pc.list_flatten(cells).combine_chunks().field("label")).to_pylist()
+        if there and label not in there:
+            raise ReadingError(
+                f"{self._dataset.storage.url}: {name!r}: no image of the first shard has this "
+                f"score; there are {', '.join(sorted(there)[:50])}"
+            )
 
     def _schema(self, table: str) -> pa.Schema:
         schema = self.schema(table)
@@ -478,6 +498,12 @@ class _Catalog:
 
 def _place(root: str, name: str, exists: Mapping[str, bool]) -> str:
     return f"{root}/{name}{'' if exists[name] else ' (not there yet)'}"
+
+
+def _has_labels(kind: pa.DataType) -> bool:
+    if not (pa.types.is_list(kind) and pa.types.is_struct(kind.value_type)):
+        return False
+    return {"label", "score"} <= {field.name for field in kind.value_type}
 
 
 def _scores_of(cells: pa.ChunkedArray, label: str) -> pa.Array:

@@ -9,22 +9,26 @@ export/manifest.json       what it was made from
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from fusion_pipeline.dataset.artifacts import inputs_of
-from fusion_pipeline.dataset.evidence import Box, objects_from
+from fusion_pipeline.dataset.evidence import Box
 from fusion_pipeline.dataset.fingerprints import short_hash
 from fusion_pipeline.dataset.images import ImageInfo, decode, encode, to_loadable
 from fusion_pipeline.dataset.layout import Dataset
 from fusion_pipeline.dataset.storage import Storage
+from fusion_pipeline.errors import FusionError
 from fusion_pipeline.export.blur import Blur, blur
 
 VERSION = 1
-MANIFEST = "manifest.json"
+LLAVA, DENSEFUSION, MANIFEST = "llava.json", "densefusion.jsonl", "manifest.json"
 IMAGES = "images"
 INSTRUCTION = "Describe this image in detail."
 """The human turn; LLaVA's plain stages drop it."""
+
+
+class ExportError(FusionError):
+    """What is there can't be exported as it should be."""
 
 
 class Exported(NamedTuple):
@@ -53,19 +57,15 @@ class Export:
         return made_of
 
     def is_current(self) -> bool:
-        try:
-            manifest = json.loads(self.out.read(MANIFEST))
-        except FileNotFoundError:
-            return False
-        return bool(manifest["inputs"] == self.inputs())
+        return self._made_from() == self.inputs()
 
-    def run(self) -> "Exported":
-        """Write everything anew."""
+    def run(self) -> Exported:
+        """Write everything anew. Raises ExportError."""
         inputs = self.inputs()  # first: a table that changes from here on outdates the export
         provenance = self._provenance()
-        self.out.delete(MANIFEST)
+        self._start(inputs)
         count = withheld = blurred = 0
-        with self.out.writer("llava.json") as llava, self.out.writer("densefusion.jsonl") as dense:
+        with self.out.writer(LLAVA) as llava, self.out.writer(DENSEFUSION) as dense:
             for record, boxes in self._records():
                 if record is None:
                     withheld += 1
@@ -76,11 +76,39 @@ class Export:
                 dense.write(json.dumps({**record, **provenance}, ensure_ascii=False) + "\n")
                 count += 1
             llava.write("\n]\n" if count else "[]\n")
-        self._sweep()
         exported = Exported(count, withheld, blurred)
         manifest = {"inputs": inputs, **exported._asdict(), **provenance}
         self.out.put(MANIFEST, json.dumps(manifest, indent=1).encode())
         return exported
+
+    def _made_from(self) -> dict[str, Any] | None:
+        """The inputs of what is there; None when that is not whole."""
+        try:
+            made_from: dict[str, Any] = json.loads(self.out.read(MANIFEST))["inputs"]
+        except FileNotFoundError:
+            return None
+        return made_from
+
+    def _start(self, inputs: Mapping[str, Any]) -> None:
+        """From here on the export that is there is not whole. Pictures that were blurred by
+        another rule, or by none, are not left to anyone."""
+        shards = self.selected.shards_of(self.captions)
+        for table, count in (self.blur.missing(self.selected, shards) if self.blur else {}).items():
+            raise ExportError(
+                f"{self.out.url}: table {table!r} is missing for {count} of {len(shards)} shards "
+                "that have captions. What is to be blurred in their images is not known: run "
+                "without --limit and --only."
+            )
+        other = (self._made_from() or {}).get("blur") != inputs.get("blur")
+        self.out.delete(MANIFEST)
+        self.out.clean_temporary()
+        if self.blur and other:
+            for name in (LLAVA, DENSEFUSION, IMAGES):
+                self.out.delete(name)
+        here = {f"{shard:08d}" for shard in shards}
+        for folder in self.out.folders(IMAGES):
+            if folder not in here:
+                self.out.delete(f"{IMAGES}/{folder}")
 
     def _provenance(self) -> dict[str, Any]:
         """Which engine, template and models made these captions."""
@@ -106,16 +134,18 @@ class Export:
                     for name in ("samples", "hints", self.prompts)
                 ),
             ]
-            hidden, unknown = self._hidden(shard)
+            hidden = self.blur.boxes(self.selected, shard) if self.blur else {}
+            written = set[str]()
             for caption, sample, hints, prompt in zip(*columns, strict=True):
                 if caption["status"] != "ok":
                     continue
                 key = sample["key"]
-                if key in unknown:
+                if self.blur and key not in hidden:
                     yield None, ()
                     continue
-                boxes = hidden.get(key, ())
+                boxes = hidden.get(key, [])
                 path = self._put_image(shard, sample, images[key], boxes)
+                written.add(path)
                 record = {
                     "image_id": key,
                     "image_path": path,
@@ -128,44 +158,22 @@ class Export:
                     "row_ids": sample["row_ids"],
                 }
                 yield record, boxes
-
-    def _hidden(self, shard: int) -> tuple[dict[str, list[Box]], set[str]]:
-        """The boxes that are not to be recognised, by key; and the keys of images in which a
-        detector failed, so that nobody knows."""
-        found, unknown = dict[str, list[Box]](), set[str]()
-        if self.blur is not None:
-            for name in self.blur.tables:
-                for row in self.selected.read_table(name, shard)[0].to_pylist():
-                    key, objects = row["key"], objects_from(row["objects"])
-                    found.setdefault(key, []).extend(o.box for o in objects if self.blur.hides(o))
-                    if row["status"] != "ok":
-                        unknown.add(key)
-        return found, unknown
+            for path in self.out.files(f"{IMAGES}/{shard:08d}"):
+                if path not in written:  # of an earlier export
+                    self.out.delete(path)
 
     def _put_image(
         self, shard: int, sample: Mapping[str, Any], data: bytes, hidden: Sequence[Box]
     ) -> str:
         info = ImageInfo.from_row(sample)
-        extension, data = (
-            encode(blur(decode(data), hidden), info) if hidden else to_loadable(data, info)
-        )
+        if self.blur is None:
+            extension, data = to_loadable(data, info)
+        else:
+            # All of them: metadata may hold a thumbnail.
+            extension, data = encode(blur(decode(data), hidden), info)
         path = f"{IMAGES}/{shard:08d}/{sample['key']}.{extension}"
         self.out.put(path, data)
         return path
-
-    def _sweep(self) -> None:
-        """Remove the pictures of earlier exports that neither file names any more."""
-        others = set(self.out.folders(IMAGES))
-        for shard, captions in self.selected.iterate(self.captions):
-            folder = f"{shard:08d}"
-            others.discard(folder)
-            rows = zip(captions["key"].to_pylist(), captions["status"].to_pylist(), strict=True)
-            named = {key for key, status in rows if status == "ok"} - self._hidden(shard)[1]
-            for path in self.out.files(f"{IMAGES}/{folder}"):
-                if Path(path).stem not in named:
-                    self.out.delete(path)
-        for folder in others:
-            self.out.delete(f"{IMAGES}/{folder}")
 
 
 def _llava(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,9 +17,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from fusion_pipeline.dataset.blocks import reading_order
-from fusion_pipeline.dataset.colours import Names, name_colours, shares_of
+from fusion_pipeline.dataset.colours import Names, name_colours, shares_of, small_lab
 from fusion_pipeline.dataset.evidence import Box, DetectedObject, Tag, TextLine, area
-from fusion_pipeline.dataset.images import DecodeError, decode
+from fusion_pipeline.dataset.images import DecodeError, decode, layout_of
 from fusion_pipeline.fuse import base
 from fusion_pipeline.prompts.untrusted import MAX_LABEL_CHARS, clean
 
@@ -82,7 +82,7 @@ class Composer:
 
     def statements(self, request: base.CaptionRequest) -> list[Statement]:
         """The caption's sentences in order. Raises DecodeError when the image is unusable."""
-        colours = name_colours(decode(request.image, min_short_edge=64))
+        colours = name_colours(small_lab(decode(request.image, min_short_edge=64)))
         things = _things(request, self._config)
         cleaned = [replace(t, text=clean(t.text, 500)) for t in request.text if not t.unread]
         sure = [t for t in cleaned if round(t.score, 4) >= self._config.text_threshold]
@@ -246,8 +246,8 @@ def _say_things(things: Sequence[_Thing]) -> list[Statement]:
 
 def _say_look(request: base.CaptionRequest, colours: Names, things: list[_Thing]) -> Statement:
     """Format and colours: one background, else two bands, else the main colours."""
-    ratio = request.width / request.height
-    shape = "portrait-format" if ratio < 0.95 else "square" if ratio < 1.05 else "landscape-format"
+    layout = layout_of(request.width, request.height)
+    shape = "square" if layout == "square" else f"{layout}-format"
     picture, size = f"this {shape} picture", Measured("size", f"{request.width} x {request.height}")
     rim = np.concatenate([colours[[0, -1]].ravel(), colours[:, [0, -1]].ravel()])
     ground, whole = _shares(rim, "rim", 0.9), _shares(colours, "picture", 0.04)[:4]

@@ -16,14 +16,17 @@ import numpy.typing as npt
 import pyarrow as pa
 from PIL import Image
 
-from fusion_pipeline.dataset.colours import name_colours, shares_of
+from fusion_pipeline.dataset.colours import name_colours, shares_of, small_lab
 from fusion_pipeline.dataset.evidence import LOOK
-from fusion_pipeline.dataset.images import RGB, DecodeError, decode, jpeg_tables
+from fusion_pipeline.dataset.images import RGB, DecodeError, decode, jpeg_tables, layout_of
 from fusion_pipeline.dataset.rows import NotOk, Ok, Outcome, build_table
 from fusion_pipeline.engine.stage import CPU_WORKER, Resources, ShardBlock, Worker
 
 EDGE = 512
 """Short edge in pixels of the copy that sharpness and exposure are measured on."""
+_DETAIL = 4
+"""Pixels that a scaled decode keeps for each of that copy. With 1 the sharpness of a picture of
+twice the size would be 40 % less as a JPEG than as a PNG."""
 _DARK, _BRIGHT = 8, 247
 """Of 255: luma up to and from which there is nothing to be seen."""
 _LEAST_SHARE = 0.04
@@ -74,24 +77,27 @@ class Look:
         return None
 
     def open(self) -> Worker:
+        cv2.setNumThreads(self.resources.threads)
         return self._work
 
     def _work(self, block: ShardBlock) -> pa.Table:
         outcomes: list[Outcome] = []
-        sizes = zip(
-            block.column("samples", "width"), block.column("samples", "height"), strict=True
-        )
-        for data, (width, height) in zip(block.images, sizes, strict=True):
+        widths, heights = (block.column("samples", name) for name in ("width", "height"))
+        for data, width, height in zip(block.images, widths, heights, strict=True):
             block.tick()
             try:
-                measured = measure(decode(data, min_short_edge=EDGE))
+                values = look_at(data)
             except DecodeError as error:
                 outcomes.append(NotOk("failed", str(error)[:200]))
                 continue
-            quality = jpeg_quality(jpeg_tables(data))
-            layout = layout_of(width, height)
-            outcomes.append(Ok({**measured, "jpeg_quality": quality, "layout": layout}))
+            outcomes.append(Ok({**values, "layout": layout_of(width, height)}))
         return build_table(block.keys, outcomes, self.columns)
+
+
+def look_at(data: bytes) -> dict[str, Any]:
+    """All that a file tells, by the names of the columns. Raises DecodeError."""
+    quality = jpeg_quality(jpeg_tables(data))
+    return {**measure(decode(data, min_short_edge=_DETAIL * EDGE)), "jpeg_quality": quality}
 
 
 def measure(image: RGB) -> dict[str, Any]:
@@ -101,9 +107,9 @@ def measure(image: RGB) -> dict[str, Any]:
         size = [max(1, round(side * scale)) for side in image.shape[1::-1]]
         image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     luma = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    small = cv2.resize(image, (64, 64), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
-    chroma = np.linalg.norm(cv2.cvtColor(small, cv2.COLOR_RGB2LAB)[..., 1:], axis=-1)
-    colours = shares_of(name_colours(image), _LEAST_SHARE)
+    lab = small_lab(image)
+    chroma = np.linalg.norm(lab[..., 1:], axis=-1)
+    colours = shares_of(name_colours(lab), _LEAST_SHARE)
     return {
         "sharpness": float(cv2.Laplacian(luma, cv2.CV_64F).var()),
         "brightness": float(luma.mean()) / 255,
@@ -113,12 +119,6 @@ def measure(image: RGB) -> dict[str, Any]:
         "grey": bool(np.percentile(chroma, 99) < _GREY_CHROMA),
         "colours": [{"name": name, "share": share} for name, share in colours],
     }
-
-
-def layout_of(width: int, height: int) -> str:
-    """Within 5 % of a square is square."""
-    ratio = width / height
-    return "portrait" if ratio < 0.95 else "square" if ratio < 1.05 else "landscape"
 
 
 def jpeg_quality(tables: Sequence[Sequence[int]]) -> int | None:

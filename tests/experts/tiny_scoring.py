@@ -9,7 +9,7 @@ from tests.experts.tiny_taggers import NORM, SIZE, _save
 NAMES = {0: "photo", 1: "art", 2: "nsfw"}
 
 
-def _classifier(folder: Path, model: Any, seed: int) -> None:
+def _classifier(folder: Path, model: Any, seed: int, processor: Any = None) -> None:
     """With weights large enough that images differ."""
     import torch
     from transformers import ViTImageProcessor
@@ -21,7 +21,7 @@ def _classifier(folder: Path, model: Any, seed: int) -> None:
                 noise = torch.randn(weights.shape, generator=random)
                 weights.copy_(noise * 2 / weights[0].numel() ** 0.5)
     edge = {"height": SIZE, "width": SIZE}
-    _save(folder, model.eval(), ViTImageProcessor(size=edge, **NORM))
+    _save(folder, model.eval(), processor or ViTImageProcessor(size=edge, **NORM))
 
 
 def _vit(folder: Path, names: dict[int, str], **more: Any) -> None:
@@ -41,6 +41,34 @@ def vit(folder: Path) -> None:
 
 def vit_several(folder: Path) -> None:
     _vit(folder, NAMES, problem_type="multi_label_classification")
+
+
+def vit_regression(folder: Path) -> None:
+    _vit(folder, NAMES, problem_type="regression")
+
+
+def vit_crop(folder: Path) -> None:
+    """Images are scaled by their short edge, and their middle is cut out."""
+    from transformers import CLIPImageProcessor
+
+    sizes = {"size": {"shortest_edge": SIZE}, "crop_size": {"height": SIZE, "width": SIZE}}
+    vit(folder)
+    CLIPImageProcessor(**sizes, **NORM).save_pretrained(folder)
+
+
+def timm_vit(folder: Path) -> None:
+    """As on the hub: a config of timm, which transformers wraps."""
+    import torch
+    from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
+
+    torch.manual_seed(3)
+    pretrained = {"input_size": [3, 160, 160], "mean": [0.5] * 3, "std": [0.5] * 3,
+                  "interpolation": "bicubic", "crop_pct": 0.9, "crop_mode": "center"}  # fmt: skip
+    config = TimmWrapperConfig.from_dict(
+        {"architecture": "test_vit", "num_classes": 3, "label_names": [*NAMES.values()],
+         "pretrained_cfg": pretrained}
+    )  # fmt: skip
+    TimmWrapperForImageClassification(config).eval().save_pretrained(folder)
 
 
 def vit_one(folder: Path) -> None:
