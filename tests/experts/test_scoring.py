@@ -20,6 +20,7 @@ from experts.scoring.nsfwjs import NsfwJs
 from fusion_pipeline.dataset.evidence import Tag
 from fusion_pipeline.dataset.images import RGB, decode
 from tests.experts import tiny_scoring, tiny_taggers
+from tests.experts.tiny_taggers import SIZE
 
 Photo = Callable[[str], RGB]
 KINDS = ("vit", "vit_several", "convnext", "vit_one", "timm_vit")
@@ -95,6 +96,8 @@ def test_a_scaled_decode_changes_little(kind: str, folders: Path, photo: Photo) 
     data = cv2.imencode(".jpg", large[..., ::-1])[1].tobytes()
     full, scaled = decode(data), decode(data, min_short_edge=expert.min_short_edge)
     assert scaled.shape < full.shape
+    assert expert.min_short_edge is not None
+    assert expert.min_short_edge >= 2 * SIZE
     whole, part = (scores(row) for row in expert([full, scaled], []))
     assert part == pytest.approx(whole, abs=0.02)
 
