@@ -27,6 +27,7 @@ EXPERTS: dict[str, str] = {
     "owlv2": "experts.detection.owlv2:Owlv2",
     "paddleocr": "experts.ocr.paddleocr:PaddleOcr",
     "parquet-objects": "experts.parquet:ParquetObjects",
+    "parquet-scores": "experts.parquet:ParquetScores",
     "parquet-tags": "experts.parquet:ParquetTags",
     "parquet-text": "experts.parquet:ParquetText",
     "ram-plus": "experts.tagging.ram_plus:RamPlus",

@@ -31,6 +31,7 @@ READ: dict[EvidenceKind, Callable[[Any], Evidence]] = {
     EvidenceKind.TAGS: tags_from,
     EvidenceKind.OBJECTS: objects_from,
     EvidenceKind.TEXT: text_from,
+    EvidenceKind.SCORES: tags_from,
 }
 
 
@@ -125,6 +126,10 @@ class ParquetObjects(_ParquetEvidence):
 
 class ParquetText(_ParquetEvidence):
     kind: ClassVar[EvidenceKind] = EvidenceKind.TEXT
+
+
+class ParquetScores(_ParquetEvidence):
+    kind: ClassVar[EvidenceKind] = EvidenceKind.SCORES
 
 
 def _files(path: str) -> tuple[Any, list[str]]:

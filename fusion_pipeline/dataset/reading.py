@@ -457,14 +457,18 @@ class _Catalog:
         return replace(column, name=name, type=pa.float32(), label=label)
 
     def _check_class(self, name: str, column: Column, label: str) -> None:
-        """A model's classes are told of every image: one that is not there is a slip."""
-        shard = min(self.shards(column.table))
-        cells = self._dataset.read_table(self.version(column.table), shard)[0][column.field]
-        there = pc.unique(pc.list_flatten(cells).combine_chunks().field("label")).to_pylist()
-        if there and label not in there:
+        """Of all images the same classes are told: a name that none has is a slip, and a filter
+        by it would keep all of them, or none. Mostly the first shard has it."""
+        there: set[str] = set()
+        for _, table in self._dataset.iterate(column.table):
+            labels = pc.list_flatten(table[column.field]).combine_chunks().field("label")
+            there.update(labels.unique().to_pylist())
+            if label in there:
+                return
+        if there:
             raise ReadingError(
-                f"{self._dataset.storage.url}: {name!r}: no image of the first shard has this "
-                f"score; there are {', '.join(sorted(there)[:50])}"
+                f"{self._dataset.storage.url}: {name!r}: no image has this score; there are "
+                f"{', '.join(sorted(there)[:50])}"
             )
 
     def _schema(self, table: str) -> pa.Schema:

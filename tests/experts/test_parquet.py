@@ -23,7 +23,7 @@ BOX = {"label": "cat", "score": 0.5, "box": [0.0, 0.25, 0.5, 1.0]}
 
 
 def one_row(folder: Path) -> ParquetConfig:
-    """Of all three kinds, of samples without a key: for the tests that all experts go through."""
+    """Of all kinds, of samples without a key: for the tests that all experts go through."""
     text = {
         "text": "stop",
         "score": 0.5,
@@ -31,7 +31,7 @@ def one_row(folder: Path) -> ParquetConfig:
         "script": "",
         "block": 0,
     }
-    items = {EvidenceKind.TAGS: BOX, EvidenceKind.OBJECTS: BOX, EvidenceKind.TEXT: text}
+    items = {kind: text if kind is EvidenceKind.TEXT else BOX for kind in EvidenceKind}
     columns = {k.value: pa.array([[item]], ARROW_TYPES[k]) for k, item in items.items()}
     pq.write_table(pa.table({"key": [""], **columns}), folder / "one.parquet")
     return ParquetConfig(path=str(folder))

@@ -16,7 +16,8 @@ MAKERS: dict[str, str] = {
     "owlv2": "tests.experts.tiny_detectors:owlv2_config",
     "paddleocr": "tests.experts.tiny_paddleocr:paddleocr_config",
     **dict.fromkeys(
-        ("parquet-objects", "parquet-tags", "parquet-text"), "tests.experts.test_parquet:one_row"
+        ("parquet-objects", "parquet-scores", "parquet-tags", "parquet-text"),
+        "tests.experts.test_parquet:one_row",
     ),
     "ram-plus": "tests.experts.tiny_taggers:ram_plus_config",
     "transformers-detector": "tests.experts.tiny_detectors:closed_set_config",
