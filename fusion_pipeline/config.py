@@ -235,6 +235,19 @@ class BlurConfig(_Model):
         return value
 
     @model_validator(mode="after")
+    def _labels_can_be_told(self) -> "BlurConfig":
+        known = [getattr(load_expert(choice.expert), "labels", None) for choice in self.experts]
+        if all(known):  # of checkpoints it is known once they are loaded
+            there = {label.casefold() for labels in known for label in labels or ()}
+            for label in self.labels:
+                if label.strip().casefold() not in there:
+                    near = difflib.get_close_matches(label, there, 3, 0.0)
+                    raise ValueError(
+                        f"labels: no detector here finds {label!r}; nearest: {', '.join(near)}"
+                    )
+        return self
+
+    @model_validator(mode="after")
     def _unsure_boxes_are_told(self) -> "BlurConfig":
         for choice in self.experts:
             floor = getattr(choice.config, "score_floor", 0.0)
@@ -389,9 +402,11 @@ class Config(_Model):
     @field_validator("blur", mode="before")
     @classmethod
     def _blur_or_not(cls, value: object) -> object:
-        if value is None:  # an empty `blur:` may mean either
-            raise ValueError("say `true` (faces are blurred), `false`, or what and how")
-        return ({} if value else None) if isinstance(value, bool) else value
+        if isinstance(value, bool):
+            return {} if value else None
+        if not isinstance(value, dict | BlurConfig):  # an empty `blur:` may mean either
+            raise ValueError("say `true` (faces are blurred), `false`, or {experts: [...], ...}")
+        return value
 
     @field_validator("relevance", mode="before")
     @classmethod

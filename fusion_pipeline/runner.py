@@ -1,6 +1,7 @@
 """Runs what is missing of a pipeline, phase by phase; takes leases and Ray when first needed."""
 
 import contextlib
+import difflib
 import operator
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -355,22 +356,35 @@ class Runner:
         _need(export.selected, export.captions)
         if export.is_current():
             return
+        self._check_blur()
+        shows = export.blur is None and export.is_blurred()
         with self._console.status("export …"):
             done = export.run()
         blurred = f", {done.blurred:,} of them blurred," if export.blur else ""
         self._say(f"export: {done.samples:,} captioned samples{blurred} in {export.out.url}")
+        if shows:
+            self._say("export: what the last one had blurred is shown now, as `blur` is off")
         if done.withheld:
             self._say(
                 f"export: {done.withheld:,} more are withheld, for a detector of `blur` failed on "
                 "them: --retry-failed asks it again"
             )
         idle, there = export.blur.idle_labels(export.selected) if export.blur else ([], [])
-        if idle:
-            self._say(
-                f"blur.labels: no box is called {', '.join(map(repr, idle))}, and nothing was "
-                f"blurred for it; there is {', '.join(map(repr, there)) or 'no box at all'}"
-            )
+        for label in idle:
+            near = ", ".join(map(repr, difflib.get_close_matches(label, there, 3, 0.0)))
+            hint = f"; nearest: {near}" if near else ""
+            self._say(f"blur.labels: no box is called {label!r}, nothing is hidden for it{hint}")
         self.committed += 1
+
+    def _check_blur(self) -> None:
+        """Boxes that were found with other settings hide something else than is asked for."""
+        export = self._pipeline.export
+        wanted = export.blur.tables if export.blur else ()
+        chains = [phase for phase in self._pipeline.phases if isinstance(phase, ChainPhase)]
+        for step in (step for phase in chains for step in phase.steps if step.table in wanted):
+            current = export.selected.current(step.table)
+            if current is not None:
+                check_settings(export.selected, current, step.made_by, Replace.NOTHING)
 
     def _run_report(self) -> None:
         report = self._pipeline.report()

@@ -40,7 +40,7 @@ Footers = Mapping[str, Mapping[int, Footer]]
 
 
 def table_states(pipeline: Pipeline, dataset: Dataset) -> list[TableState]:
-    """Of the pool's or the selected dataset's tables that exist, in the order of the data flow.
+    """Of the pool's or the selected dataset's tables, in the order of the data flow.
 
     O(shards): footers are read, not tables; the source is not looked at.
     """
@@ -76,7 +76,7 @@ def stale_artifacts(pipeline: Pipeline) -> list[str]:
 def _of_step(footers: Footers, phase: ChainPhase, step: Step, table: str) -> list[TableState]:
     current = phase.dataset.current(table)
     if current is None:
-        return []
+        return _not_yet(footers, table)
     changed = current.made_by.hash != step.made_by.hash
     is_old = not changed and _expected(phase.dataset, step, current) != current.digest
     return [_state(footers, table, is_old, changed)]
@@ -100,10 +100,16 @@ def _expected(dataset: Dataset, step: Step, current: TableVersion) -> str | None
 def _of_global(footers: Footers, phase: GlobalPhase, table: str) -> list[TableState]:
     current = phase.dataset.current(table)
     if current is None:
-        return []
+        return _not_yet(footers, table)
     changed = current.made_by.hash != phase.artifact.made_by.hash
     is_old = not changed and artifact_state(phase.dataset, phase.artifact) != "current"
     return [_state(footers, table, is_old, changed)]
+
+
+def _not_yet(footers: Footers, table: str) -> list[TableState]:
+    """Of a table that the config asks for and no run has made."""
+    shards = len(footers.get(SAMPLES, {}))
+    return [TableState(TableCounts(table), shards, 0, False)] if shards else []
 
 
 def _state(footers: Footers, table: str, is_old: bool, changed: bool) -> TableState:

@@ -42,6 +42,7 @@ class CenterFace:
     kind: ClassVar[EvidenceKind] = EvidenceKind.OBJECTS
     version: ClassVar[int] = 1
     uses_tags: ClassVar[bool] = False
+    labels: ClassVar[tuple[str, ...]] = ("face",)
     batch_size: int = 1
     Config: ClassVar[type[ExpertConfig]] = CenterFaceConfig
 

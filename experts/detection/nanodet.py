@@ -89,6 +89,7 @@ class NanoDet:
     batch_size: int = 1
     min_short_edge: ClassVar[int | None] = SIZE
     Config: ClassVar[type[ExpertConfig]] = NanoDetConfig
+    labels: ClassVar[tuple[str, ...]] = tuple(LABELS.read_text(encoding="utf-8").splitlines())
 
     @classmethod
     def revision(cls, config: NanoDetConfig) -> str:
@@ -99,7 +100,6 @@ class NanoDet:
         self._config = config
         self._session = cpu_session(WEIGHTS, hardware.threads)
         self._input = self._session.get_inputs()[0].name
-        self._labels = LABELS.read_text(encoding="utf-8").splitlines()
 
     def __call__(
         self, images: Sequence[RGB], context: Sequence[Context]
@@ -113,7 +113,7 @@ class NanoDet:
         confidences = scores[cells, classes]
         boxes = decode_boxes(np.concatenate(outputs[3:], axis=1)[0][cells], cells)
         return [
-            DetectedObject(self._labels[classes[i]], float(confidences[i]), _box(boxes[i]))
+            DetectedObject(self.labels[classes[i]], float(confidences[i]), _box(boxes[i]))
             for i in self._suppress(boxes, confidences, classes)
         ]
 

@@ -67,8 +67,8 @@ def _folded(label: str) -> str:
 
 
 def blur(image: RGB, boxes: Sequence[Box]) -> RGB:
-    """A copy in which each box is a smooth wash of 5 x 5 averages. Nothing can be won back from it,
-    as from a Gaussian blur."""
+    """A copy in which each box is a smooth blend of 5 x 5 averages: nothing else can be won back,
+    as it can from a Gaussian blur."""
     height, width = image.shape[:2]
     blurred = image.copy()
     for x1, y1, x2, y2 in boxes:

@@ -59,6 +59,10 @@ class Export:
     def is_current(self) -> bool:
         return self._made_from() == self.inputs()
 
+    def is_blurred(self) -> bool:
+        """Whether the export that is there has blurred what was found."""
+        return "blur" in (self._made_from() or {})
+
     def run(self) -> Exported:
         """Write everything anew. Raises ExportError."""
         inputs = self.inputs()  # first: a table that changes from here on outdates the export

@@ -10,6 +10,8 @@ from PIL import Image
 import fusion_pipeline
 from fusion_pipeline.dataset.images import decode
 from fusion_pipeline.dataset.reading import ReadingError
+from fusion_pipeline.dataset.tables import FingerprintMismatchError
+from fusion_pipeline.status import table_states
 from tests.jobs import job, make_photos, run, seen_in
 
 PORTRAIT = Path(skimage.__file__).parent / "data" / "astronaut.png"
@@ -50,3 +52,20 @@ def test_what_is_measured_later_leaves_the_rest_alone(tmp_path: Path) -> None:
     assert 0.01 < differs.mean() < 0.25
     page = (tmp_path / "out" / "report.html").read_text()
     assert all(word in page for word in ("nsfwjs", "sharpness", "blur / centerface"))
+
+
+def test_what_is_blurred_follows_the_config(tmp_path: Path) -> None:
+    photos = make_photos(tmp_path / "photos", count=3)
+    (photos / "portrait.png").write_bytes(PORTRAIT.read_bytes())
+    run(job(photos, "blur=true"))
+    lower = "blur={score: 0.1, experts: [centerface: {score_floor: 0.1}]}"
+    with pytest.raises(FingerprintMismatchError, match=r"score_floor: 0\.3 -> 0\.1"):
+        run(job(photos, lower), only="export")
+    people = "blur={labels: [face, person], experts: [centerface, nanodet]}"
+    pipeline = job(photos, people)
+    states = table_states(pipeline, pipeline.selected)
+    assert {s.counts.table: s.pending for s in states}["blur/nanodet"] == 1
+    said = run(job(photos, people.replace("person", "zebra")))
+    assert "blur.labels: no box is called 'zebra', nothing is hidden for it; nearest: '" in said
+    said = run(job(photos))
+    assert "what the last one had blurred is shown now, as `blur` is off" in said
