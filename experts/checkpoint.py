@@ -48,7 +48,8 @@ class CheckpointConfig(ExpertConfig):
             raise ValueError(f"model: no folder {self.model!r}, and not an id like owner/name")
         elif not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
             raise ValueError(
-                f"revision: pin the commit of {self.model}, 40 hex digits, as shown on "
+                f"revision: there is no folder {self.model!r}; of the hub's repository of that "
+                "name pin the commit, 40 hex digits, as shown on "
                 f"huggingface.co/{self.model}/commits/main"
             )
         return self

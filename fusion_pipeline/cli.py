@@ -2,8 +2,9 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -130,7 +131,7 @@ def status(
     """The funnel: rows of every table by status and reason, and what is out of date. With --verify
     exit status 1 when a file is damaged."""
     from fusion_pipeline.dataset.layout import Dataset
-    from fusion_pipeline.status import stale_artifacts, table_states
+    from fusion_pipeline.status import export_state, stale_artifacts, table_states
 
     pipeline = _pipeline(config, overrides)
     Dataset.open(pipeline.pool.storage.url)  # a mistyped `run` is an error, not an empty table
@@ -138,17 +139,18 @@ def status(
         "pool": table_states(pipeline, pipeline.pool),
         "selected": table_states(pipeline, pipeline.selected),
     }
-    stale = stale_artifacts(pipeline)
+    stale, exported = stale_artifacts(pipeline), export_state(pipeline)
     problems = _verify(pipeline) if verify else []
     if as_json:
         found = {name: [state.as_dict() for state in rows] for name, rows in states.items()}
-        more: dict[str, object] = {"stale_artifacts": stale}
+        more: dict[str, object] = {"stale_artifacts": stale, "export": exported}
         if verify:
             more["problems"] = [vars(problem) for problem in problems]
         _print_json({**found, **more})
     else:
         for name, rows in states.items():
             _print_states(name, rows)
+        _print_export(exported)
         for name in stale:
             console.print(f"{name}: its inputs changed since (--refresh makes it anew)")
         for problem in problems:
@@ -178,6 +180,19 @@ def _print_states(name: str, states: "list[TableState]") -> None:
             row.table, str(row.shards), f"{row.rows:,}", f"{row.ok:,}", "\n".join(reasons)
         )
     Console().print(table)
+
+
+def _print_export(exported: Mapping[str, Any]) -> None:
+    if exported["state"] == "missing":
+        Console().print("export: not made yet")
+        return
+    told = {"blurred": "of them blurred", "withheld": "more withheld by blur",
+            "unwanted": "more left out by export.where"}  # fmt: skip
+    parts = [f"export: {exported['samples']:,} samples"]
+    parts += [f"{exported[name]:,} {words}" for name, words in told.items() if exported[name]]
+    if exported["state"] == "outdated":
+        parts.append("[yellow]outdated (the next run makes it anew)[/]")
+    Console().print("; ".join(parts), highlight=False)
 
 
 def _verify(pipeline: "Pipeline") -> "list[Problem]":

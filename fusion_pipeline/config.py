@@ -160,7 +160,9 @@ def _expert_choice(value: object) -> object:
         )
     ((expert, settings),) = value.items()
     if expert not in EXPERTS:
-        raise ValueError(f"no expert is called {expert!r}; known: {', '.join(sorted(EXPERTS))}")
+        near = difflib.get_close_matches(str(expert), EXPERTS, n=1)
+        hint = f"did you mean {near[0]!r}? Known" if near else "known"
+        raise ValueError(f"no expert is called {expert!r}; {hint}: {', '.join(sorted(EXPERTS))}")
     loaded = load_expert(expert)
     if not isinstance(settings or {}, dict):
         raise ValueError(f"{expert}: expected a mapping of settings")
@@ -343,6 +345,36 @@ class ReportConfig(_Model):
     seed: int = 0
 
 
+Filter = tuple[str, Literal["==", "!=", "<", "<=", ">", ">=", "in", "not in"], Any]
+"""Column, operator, value."""
+
+
+class ExportConfig(_Model):
+    """Which of the captioned samples are exported."""
+
+    where: list[Filter] = []
+    """All of these hold, such as `[look.sharpness, ">", 15]`; columns are called as in
+    docs/reading.md. A value that is null holds for none."""
+
+    @field_validator("where", mode="before")
+    @classmethod
+    def _filters(cls, value: object) -> object:
+        if not isinstance(value, list) or not all(
+            isinstance(one, list | tuple) and len(one) == 3 for one in value
+        ):
+            raise ValueError(
+                'a list of [column, operator, value], such as [[look.sharpness, ">", 15]]'
+            )
+        for column, operator, wanted in value:
+            is_list = operator in ("in", "not in")
+            if isinstance(wanted, list) != is_list:
+                what = "a list, such as [portrait, square]" if is_list else "one value, no list"
+                raise ValueError(f"{column}: {operator!r} needs {what}")
+            if not all(isinstance(v, str | int | float) for v in (wanted if is_list else [wanted])):
+                raise ValueError(f"{column}: {wanted!r} is no number, text or truth value")
+        return value
+
+
 _OF_TAGGERS = {"vocabulary", "templates", "score_floor", "max_tags", "batch_size"}
 """Settings that a model has as a tagger alone."""
 
@@ -365,6 +397,7 @@ class Config(_Model):
     merge: MergeConfig = MergeConfig()
     hints: HintConfig = HintConfig()
     caption: CaptionConfig = CaptionConfig()
+    export: ExportConfig = ExportConfig()
     blur: BlurConfig | None = None
     runner: RunnerConfig = RunnerConfig()
     report: ReportConfig = ReportConfig()

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Protocol
 
 from experts import load_expert
 from experts.tagging.vocabulary import VocabularyConfig
-from fusion_pipeline.config import CaptionConfig, Config, ExpertChoice
+from fusion_pipeline.config import CaptionConfig, Config, ConfigError, ExpertChoice
 from fusion_pipeline.dataset.artifacts import Artifact
 from fusion_pipeline.dataset.evidence import MERGED_TAGS, EvidenceKind
 from fusion_pipeline.dataset.fingerprints import Fingerprint, fingerprint
 from fusion_pipeline.dataset.layout import Dataset
-from fusion_pipeline.dataset.schemas import SAMPLES, SOURCES
+from fusion_pipeline.dataset.reading import ReadingError, check_where
+from fusion_pipeline.dataset.schemas import SAMPLES, SAMPLES_SCHEMA, SOURCES, stage_schema
 from fusion_pipeline.dataset.storage import Storage
 from fusion_pipeline.engine.shard import Step
 from fusion_pipeline.engine.stage import Resources, Source, Stage
@@ -155,7 +156,10 @@ class Pipeline:
 
 
 def build_pipeline(config: Config) -> Pipeline:
-    """Pure: touches no file but the models' weights, whose hashes are part of the lineage."""
+    """Pure: touches no file but the models' weights, whose hashes are part of the lineage.
+
+    Raises ConfigError for `export.where`, of which only the pipeline knows the columns.
+    """
     pool, selected = Dataset(f"{config.run}/pool"), Dataset(f"{config.run}/selected")
     source, choice = config.source, config.select
     ingest = Ingest(
@@ -186,6 +190,7 @@ def build_pipeline(config: Config) -> Pipeline:
     of_selected = _Lineage({"selection": decided.made_by})
     sample = _meta_sample(config, repack)
     *stages, caption = _caption_stages(config, selected, sample)
+    _check_filters(config, selected, [*stages, caption])
     choose = GlobalPhase(pool, selection, decided, writes="selection")
     if sample is None:
         packed = of_selected.chain([repack, *stages, caption], also_first=("selection",))
@@ -216,11 +221,21 @@ def build_pipeline(config: Config) -> Pipeline:
             stages[-1].name,
             Storage(f"{config.run}/export"),
             _blur(config),
+            tuple(config.export.where),
         ),
         tuple(stage.name for stage in stages if isinstance(stage, _PERCEIVES)),
         evidence_of(config),
         sample,
     )
+
+
+def _check_filters(config: Config, dataset: Dataset, stages: Sequence[Stage]) -> None:
+    schemas = {stage.name: stage_schema(stage.columns) for stage in stages}
+    if config.export.where:
+        try:
+            check_where(config.export.where, dataset, {SAMPLES: SAMPLES_SCHEMA, **schemas})
+        except ReadingError as error:
+            raise ConfigError(f"export.where: {error}") from error
 
 
 def _meta_sample(config: Config, repack: Repack) -> MetaSample | None:

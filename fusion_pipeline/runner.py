@@ -356,12 +356,14 @@ class Runner:
         _need(export.selected, export.captions)
         if export.is_current():
             return
-        self._check_blur()
+        self._check_export()
         shows = export.blur is None and export.is_blurred()
         with self._console.status("export …"):
             done = export.run()
         blurred = f", {done.blurred:,} of them blurred," if export.blur else ""
         self._say(f"export: {done.samples:,} captioned samples{blurred} in {export.out.url}")
+        if done.unwanted:
+            self._say(f"export: {done.unwanted:,} more are left out by export.where")
         if shows:
             self._say("export: what the last one had blurred is shown now, as `blur` is off")
         if done.withheld:
@@ -376,14 +378,14 @@ class Runner:
             self._say(f"blur.labels: no box is called {label!r}, nothing is hidden for it{hint}")
         self.committed += 1
 
-    def _check_blur(self) -> None:
-        """Boxes that were found with other settings hide something else than is asked for."""
+    def _check_export(self) -> None:
+        """Boxes that were found with other settings hide something else than is asked for, and
+        scores of other models choose something else."""
         export = self._pipeline.export
-        wanted = export.blur.tables if export.blur else ()
         chains = [phase for phase in self._pipeline.phases if isinstance(phase, ChainPhase)]
-        for step in (step for phase in chains for step in phase.steps if step.table in wanted):
+        for step in (step for phase in chains for step in phase.steps):
             current = export.selected.current(step.table)
-            if current is not None:
+            if current is not None and step.table in export.rules_by:
                 check_settings(export.selected, current, step.made_by, Replace.NOTHING)
 
     def _run_report(self) -> None:

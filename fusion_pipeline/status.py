@@ -12,6 +12,7 @@ from fusion_pipeline.dataset.tables import Footer, NoTableError, StaleTableError
 from fusion_pipeline.engine.chain import depends_on
 from fusion_pipeline.engine.shard import Step
 from fusion_pipeline.engine.stage import Source
+from fusion_pipeline.export.captions import Exported
 from fusion_pipeline.pipeline import ChainPhase, GlobalPhase, Pipeline
 from fusion_pipeline.select.repack import Repack
 
@@ -59,6 +60,17 @@ def table_states(pipeline: Pipeline, dataset: Dataset) -> list[TableState]:
             for table in (SOURCES, SAMPLES) if isinstance(step.work, Source) else (step.table,):
                 states += _of_step(footers, phase, step, table)
     return states
+
+
+def export_state(pipeline: Pipeline) -> dict[str, Any]:
+    """`state`: missing, current or outdated, which the next run makes anew; of one that is there
+    also what it holds, and how many captioned samples it leaves out."""
+    export = pipeline.export
+    there = export.manifest()
+    if not there:
+        return {"state": "missing"}
+    counts = {name: there.get(name, 0) for name in Exported._fields}
+    return {"state": "current" if export.is_current() else "outdated", **counts}
 
 
 def stale_artifacts(pipeline: Pipeline) -> list[str]:

@@ -33,6 +33,12 @@ def load(tmp_path: Path, text: str, *overrides: str) -> Config:
         ("select: {duplicates: {rule: random}}", "select.duplicates.rule", "'greedy'"),
         ("runner: {max_failure_rate: 2}", "runner.max_failure_rate", "less than or equal to 1"),
         ("experts: nanodet", "experts", "list"),
+        ("experts: [nanodt]", "experts", "did you mean 'nanodet'? Known: "),
+        ("export: {where: [look.sharpness, '>', 3]}", "export.where", "a list of [column, op"),
+        ("export: {where: [[look.sharpness, '=', 3]]}", "export.where.0.1", "'=='"),
+        ("export: {where: [[look.layout, in, wide]]}", "export.where", "'in' needs a list"),
+        ("export: {where: [[look.layout, ==, [wide]]]}", "export.where", "'==' needs one value"),
+        ("export: {where: [[look.layout, ==, null]]}", "export.where", "None is no number, text"),
         ("experts: [nanodet, yolo]", "experts", "no expert is called 'yolo'; known: "),
         ("experts: [nanodet, rapidocr, nanodet]", "experts", "'nanodet' is there twice"),
         ("experts: [nanodet, nanodet: {score_floor: 0.2}]", "experts", "there twice"),
@@ -208,3 +214,24 @@ def test_two_ways_to_say_the_same_are_equal(tmp_path: Path) -> None:
     short = load(tmp_path, SMALL + "experts: [nanodet]")
     assert short == load(tmp_path, SMALL + "experts: [{nanodet: {}}]")
     assert short == load(tmp_path, SMALL + "experts:\n  - nanodet:\n")
+
+
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+BLOCKS = [
+    pytest.param(block, id=f"{page.stem}-{number}")
+    for page in PAGES
+    for number, block in enumerate(re.findall(r"```yaml\n(.*?)```", page.read_text("utf-8"), re.S))
+]
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_what_the_pages_show_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in re.findall(r"checkpoints/[\w.-]+", block):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+    shown = yaml.safe_load(block.replace("<commit>", "a" * 40).replace("0b7c...", "b" * 64))
+    if isinstance(shown, list):
+        shown = {"experts": shown}
+    load(tmp_path, yaml.safe_dump({"run": "out", "source": {"folder": "in"}, **shown}))

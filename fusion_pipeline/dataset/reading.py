@@ -366,15 +366,30 @@ class _ShardTables:
         )
 
 
-class _Catalog:
-    """What tables there are; each one's version is read once."""
+def tables_of(where: Sequence[Predicate]) -> list[str]:
+    """The tables that filters look at, each once. Raises ReadingError."""
+    columns = (name.partition("[")[0] for name in _names_in(where))
+    return [table for table in dict.fromkeys(c.rpartition(".")[0] for c in columns) if table]
 
-    def __init__(self, dataset: Dataset) -> None:
+
+def check_where(
+    where: Sequence[Predicate], dataset: Dataset, schemas: Mapping[str, pa.Schema]
+) -> None:
+    """Raises ReadingError for filters that tables of these schemas, by name, won't answer. Whether
+    labels are there shows in rows alone."""
+    _expression(where, _Catalog(dataset, schemas).columns(_names_in(where)))
+
+
+class _Catalog:
+    """What tables there are; each one's version is read once. Or what tables there will be."""
+
+    def __init__(self, dataset: Dataset, planned: Mapping[str, pa.Schema] | None = None) -> None:
         self._dataset = dataset
-        self.names = dataset.table_names()
+        self._is_planned = planned is not None
+        self.names = dataset.table_names() if planned is None else list(planned)
         self._versions: dict[str, TableVersion] = {}
         self._shards: dict[str, set[int]] = {}
-        self._schemas: dict[str, pa.Schema | None] = {}
+        self._schemas: dict[str, pa.Schema | None] = {**(planned or {})}
 
     def version(self, table: str) -> TableVersion:
         if table not in self._versions:
@@ -452,7 +467,7 @@ class _Catalog:
             )
         if not label or label != label.strip() or "[" in label:
             raise ReadingError(f"{url}: {name!r}: {label!r} is no label")
-        if column.table.startswith(f"{EvidenceKind.SCORES}/"):
+        if column.table.startswith(f"{EvidenceKind.SCORES}/") and not self._is_planned:
             self._check_class(name, column, label)
         return replace(column, name=name, type=pa.float32(), label=label)
 

@@ -9,13 +9,14 @@ export/manifest.json       what it was made from
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from fusion_pipeline.dataset.artifacts import inputs_of
 from fusion_pipeline.dataset.evidence import Box
 from fusion_pipeline.dataset.fingerprints import short_hash
 from fusion_pipeline.dataset.images import ImageInfo, decode, encode, to_loadable
 from fusion_pipeline.dataset.layout import Dataset
+from fusion_pipeline.dataset.reading import Predicate, Reader, Selection, tables_of
 from fusion_pipeline.dataset.storage import Storage
 from fusion_pipeline.errors import FusionError
 from fusion_pipeline.export.blur import Blur, blur
@@ -37,6 +38,8 @@ class Exported(NamedTuple):
     """Captioned samples that are left out: whether there is something to blur is not known."""
     blurred: int
     """Samples in whose images something is blurred."""
+    unwanted: int
+    """Captioned samples that are left out by `where`."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,14 @@ class Export:
     prompts: str
     out: Storage
     blur: Blur | None = None
+    where: tuple[Predicate, ...] = ()
+    """Filters that all hold for what is exported."""
+
+    @property
+    def rules_by(self) -> set[str]:
+        """Tables by which pictures are blurred and samples are left out."""
+        tables = self.blur.tables if self.blur else ()
+        return {*tables, *(tables_of(self.where) if self.where else ())}
 
     def inputs(self) -> dict[str, Any]:
         tables = ("samples", "hints", self.prompts, self.captions)
@@ -54,44 +65,67 @@ class Export:
         if self.blur is not None:
             rule = {"labels": list(self.blur.labels), "score": self.blur.score}
             made_of["blur"] = {**rule, **inputs_of(self.selected, self.blur.tables)}
+        if self.where:
+            filters = [list(one) for one in self.where]
+            made_of["where"] = [filters, inputs_of(self.selected, tables_of(self.where))]
         return made_of
 
     def is_current(self) -> bool:
-        return self._made_from() == self.inputs()
+        return self.manifest().get("inputs") == self.inputs()
 
     def is_blurred(self) -> bool:
         """Whether the export that is there has blurred what was found."""
-        return "blur" in (self._made_from() or {})
+        return "blur" in self.manifest().get("inputs", {})
+
+    def manifest(self) -> dict[str, Any]:
+        """What the export that is there was made from, and how much it is; empty when there is
+        none, or it is not whole."""
+        try:
+            found: dict[str, Any] = json.loads(self.out.read(MANIFEST))
+        except FileNotFoundError:
+            return {}
+        return found
 
     def run(self) -> Exported:
-        """Write everything anew. Raises ExportError."""
+        """Write everything anew. Raises ExportError, ReadingError."""
         inputs = self.inputs()  # first: a table that changes from here on outdates the export
         provenance = self._provenance()
+        wanted = self._wanted()
         self._start(inputs)
-        count = withheld = blurred = 0
+        count = withheld = blurred = unwanted = 0
         with self.out.writer(LLAVA) as llava, self.out.writer(DENSEFUSION) as dense:
-            for record, boxes in self._records():
-                if record is None:
-                    withheld += 1
-                    continue
+            for record, boxes in self._records(wanted):
+                match record:
+                    case "withheld":
+                        withheld += 1
+                        continue
+                    case "unwanted":
+                        unwanted += 1
+                        continue
                 blurred += bool(boxes)
                 llava.write("[\n" if count == 0 else ",\n")
                 llava.write(json.dumps(_llava(record), ensure_ascii=False))
                 dense.write(json.dumps({**record, **provenance}, ensure_ascii=False) + "\n")
                 count += 1
             llava.write("\n]\n" if count else "[]\n")
-        exported = Exported(count, withheld, blurred)
+        exported = Exported(count, withheld, blurred, unwanted)
         manifest = {"inputs": inputs, **exported._asdict(), **provenance}
         self.out.put(MANIFEST, json.dumps(manifest, indent=1).encode())
         return exported
 
-    def _made_from(self) -> dict[str, Any] | None:
-        """The inputs of what is there; None when that is not whole."""
-        try:
-            made_from: dict[str, Any] = json.loads(self.out.read(MANIFEST))["inputs"]
-        except FileNotFoundError:
+    def _wanted(self) -> Selection | None:
+        """The rows that are exported, by key; None: all. Before anything is touched."""
+        if not self.where:
             return None
-        return made_from
+        reader, captioned = Reader(self.selected), self.selected.shards_of(self.captions)
+        found = reader.select("key", self.where, allow_missing=True, allow_stale=True)
+        if lacking := captioned - set(found.shards):
+            raise ExportError(
+                f"{self.out.url}: a table of export.where ({', '.join(tables_of(self.where))}) is "
+                f"missing for {len(lacking)} of {len(captioned)} shards that have captions: run "
+                "without --limit and --only."
+            )
+        return found
 
     def _start(self, inputs: Mapping[str, Any]) -> None:
         """From here on the export that is there is not whole. Pictures that were blurred by
@@ -103,7 +137,7 @@ class Export:
                 "that have captions. What is to be blurred in their images is not known: run "
                 "without --limit and --only."
             )
-        other = (self._made_from() or {}).get("blur") != inputs.get("blur")
+        other = self.manifest().get("inputs", {}).get("blur") != inputs.get("blur")
         self.out.delete(MANIFEST)
         self.out.clean_temporary()
         if self.blur and other:
@@ -127,8 +161,10 @@ class Export:
             "revisions": revisions,
         }
 
-    def _records(self) -> Iterator[tuple[dict[str, Any] | None, Sequence[Box]]]:
-        """Of each captioned sample, None for one that is withheld; and what is blurred."""
+    def _records(
+        self, wanted: Selection | None
+    ) -> Iterator[tuple[dict[str, Any] | Literal["withheld", "unwanted"], Sequence[Box]]]:
+        """Of each captioned sample, or why it is left out; and what is blurred."""
         for shard, captions in self.selected.iterate(self.captions):
             images = self.selected.read_images(shard)
             columns = [
@@ -139,13 +175,17 @@ class Export:
                 ),
             ]
             hidden = self.blur.boxes(self.selected, shard) if self.blur else {}
+            kept = None if wanted is None else {*wanted.read_shard(shard)["key"].to_pylist()}
             written = set[str]()
             for caption, sample, hints, prompt in zip(*columns, strict=True):
                 if caption["status"] != "ok":
                     continue
                 key = sample["key"]
+                if kept is not None and key not in kept:
+                    yield "unwanted", ()
+                    continue
                 if self.blur and key not in hidden:
-                    yield None, ()
+                    yield "withheld", ()
                     continue
                 boxes = hidden.get(key, [])
                 path = self._put_image(shard, sample, images[key], boxes)

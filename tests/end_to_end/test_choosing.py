@@ -1,5 +1,6 @@
 """Scores, looks and blurred faces stand beside the evidence: no prompt and no caption changes."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,12 @@ import skimage
 from PIL import Image
 
 import fusion_pipeline
+from fusion_pipeline.config import ConfigError
 from fusion_pipeline.dataset.images import decode
 from fusion_pipeline.dataset.reading import ReadingError
 from fusion_pipeline.dataset.tables import FingerprintMismatchError
-from fusion_pipeline.status import table_states
+from fusion_pipeline.export.captions import ExportError
+from fusion_pipeline.status import export_state, table_states
 from tests.jobs import job, make_photos, run, seen_in
 
 PORTRAIT = Path(skimage.__file__).parent / "data" / "astronaut.png"
@@ -52,6 +55,36 @@ def test_what_is_measured_later_leaves_the_rest_alone(tmp_path: Path) -> None:
     assert 0.01 < differs.mean() < 0.25
     page = (tmp_path / "out" / "report.html").read_text()
     assert all(word in page for word in ("nsfwjs", "sharpness", "blur / centerface"))
+
+
+def test_filters_choose_what_is_exported(tmp_path: Path) -> None:
+    photos = make_photos(tmp_path / "photos", count=5)
+    Image.open(PORTRAIT).crop((0, 0, 300, 512)).save(photos / "upright.png")
+    Image.open(PORTRAIT).crop((0, 100, 512, 400)).save(photos / "lying.png")
+    with pytest.raises(ConfigError, match=r"export\.where: .*no column 'look\.layout'"):
+        job(photos, "export.where=[[look.layout, ==, portrait]]")
+    two = 'export.where=[["look.layout", in, [portrait, landscape]], ["look.contrast", ">", 0.1]]'
+    pipeline = job(photos, "select.shard_size=3", "look=true", two)
+    assert export_state(pipeline) == {"state": "missing"}
+    said = run(pipeline)
+    counts = {"samples": 2, "withheld": 0, "blurred": 0, "unwanted": 5}
+    assert "export: 2 captioned samples in" in said
+    assert "export: 5 more are left out by export.where" in said
+    assert export_state(pipeline) == {"state": "current", **counts}
+    rows = json.loads(pipeline.export.out.read("llava.json"))
+    chosen = fusion_pipeline.open(tmp_path / "out" / "selected").select(
+        "key", where=[("look.layout", "!=", "square")]
+    )
+    assert [row["id"] for row in rows] == chosen.to_arrow()["key"].to_pylist()
+    assert "Nothing" not in run(pipeline)
+
+    other = job(photos, "select.shard_size=3", "look=true", two.replace("landscape", "square"))
+    assert export_state(other) == {"state": "outdated", **counts}
+    look = other.selected.version("look")
+    other.selected.storage.delete(look.path(1))
+    with pytest.raises(ExportError, match=r"\(look\) is missing for 1 of 3 shards"):
+        run(other, only="export")
+    assert json.loads(pipeline.export.out.read("llava.json")) == rows
 
 
 def test_what_is_blurred_follows_the_config(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def config(model: Path | str, **settings: Any) -> CheckpointConfig:
 @pytest.mark.parametrize(
     ("model", "revision", "said"),
     [
-        ("google/owlv2-base", None, "pin the commit of google/owlv2-base"),
+        ("google/owlv2-base", None, "no folder 'google/owlv2-base'; of the hub"),
         ("google/owlv2-base", "main", "huggingface.co/google/owlv2-base/commits/main"),
         ("owlv2", COMMIT, "no folder 'owlv2'"),
         ("google/owlv2/base", COMMIT, "no folder"),

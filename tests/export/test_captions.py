@@ -15,6 +15,7 @@ from fusion_pipeline.dataset.evidence import ARROW_TYPES, EvidenceKind
 from fusion_pipeline.dataset.fingerprints import Fingerprint
 from fusion_pipeline.dataset.images import decode, inspect
 from fusion_pipeline.dataset.layout import Dataset, TableVersion
+from fusion_pipeline.dataset.reading import ReadingError
 from fusion_pipeline.dataset.rows import NotOk, Ok, Outcome, build_table
 from fusion_pipeline.dataset.samples import Sample, pack_samples, sample_key
 from fusion_pipeline.dataset.storage import Storage
@@ -84,7 +85,7 @@ def read(export: Export) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 
 
 def test_only_captioned_samples_and_nothing_of_them_lost(export: Export) -> None:
-    assert export.run() == (3, 0, 0)
+    assert export.run() == (3, 0, 0, 0)
     llava, dense = read(export)
     keys = [sample_key(IMAGES[i]) for i in (0, 1, 3)]
     assert [row["id"] for row in llava] == [row["image_id"] for row in dense] == keys
@@ -132,7 +133,7 @@ def test_it_is_current_until_a_table_changes(export: Export) -> None:
     table, _ = export.selected.read_table("captions/engine", 0)
     put(export.selected, "captions/engine", captions(["new"] * 4, table["key"].to_pylist()))
     assert not export.is_current()
-    assert export.run() == (4, 0, 0)
+    assert export.run() == (4, 0, 0, 0)
     assert export.is_current()
 
 
@@ -157,7 +158,7 @@ def test_pictures_of_earlier_exports_go(export: Export) -> None:
         "captions/engine",
         captions([None, "a", None, "b"], table["key"].to_pylist()),
     )
-    assert export.run() == (2, 0, 0)
+    assert export.run() == (2, 0, 0, 0)
     assert sorted(row["image_path"] for row in read(export)[1]) == export.out.files("images")
 
 
@@ -177,7 +178,7 @@ def test_faces_are_blurred(export: Export) -> None:
     seen = [[], [sure, unsure], [sure], [unsure]]
     other = blurring(export, [Ok({"objects": objects}) for objects in seen])
     assert not other.is_current()
-    assert other.run() == (3, 0, 1)
+    assert other.run() == (3, 0, 1, 0)
     assert other.is_current()
     paths = [row["image_path"] for row in read(other)[1]]
     assert sorted(paths) == sorted(plain) == export.out.files("images"), "no other copy is left"
@@ -230,7 +231,7 @@ def test_what_no_detector_could_look_at_is_withheld(export: Export) -> None:
     export.run()
     nothing = Ok({"objects": []})
     other = blurring(export, [nothing, NotOk("failed", "timeout"), nothing, nothing])
-    assert other.run() == (2, 1, 0)
+    assert other.run() == (2, 1, 0, 0)
     assert json.loads(export.out.read("manifest.json"))["withheld"] == 1
     llava, dense = read(export)
     assert [row["caption"] for row in dense] == [CAPTIONS[0], "Four."]
@@ -238,8 +239,37 @@ def test_what_no_detector_could_look_at_is_withheld(export: Export) -> None:
     assert len(export.out.files("images")) == 2, "and the picture of the first export is gone"
 
 
+def test_filters_leave_samples_out(export: Export) -> None:
+    export.run()
+    heights = export.selected.read_table("samples", 0)[0]["height"].to_pylist()
+    other = replace(export, where=(("samples.height", "<", max(heights)),))
+    assert not other.is_current()
+    [tall] = [i for i, height in enumerate(heights) if height == max(heights)]
+    assert CAPTIONS[tall], "that it is left out is the filter's doing"
+    assert other.run() == (2, 0, 0, 1)
+    assert other.is_current()
+    captions_left = [CAPTIONS[i] for i in (0, 1, 3) if i != tall]
+    assert [row["caption"] for row in read(other)[1]] == captions_left
+    assert sorted(row["image_path"] for row in read(other)[1]) == export.out.files("images")
+    assert replace(export, where=(("samples.height", "<", max(heights) + 1),)).run()[0] == 3
+
+
+def test_a_filter_that_cannot_be_applied_touches_nothing(export: Export) -> None:
+    export.run()
+    before = {name: export.out.read(name) for name in export.out.files("")}
+    with pytest.raises(ReadingError, match=r"no column 'look\.sharpness'"):
+        replace(export, where=(("look.sharpness", ">", 3),)).run()
+    put_empty = export.selected.version("hints").path(0)
+    hints = export.selected.storage.read(put_empty)
+    export.selected.storage.delete(put_empty)
+    with pytest.raises(ReadingError, match="'hints' has no shard yet"):
+        replace(export, where=(("hints.status", "==", "ok"),)).run()
+    export.selected.storage.put(put_empty, hints)
+    assert {name: export.out.read(name) for name in export.out.files("")} == before
+
+
 def test_no_captions_are_an_empty_list(export: Export) -> None:
     table, _ = export.selected.read_table("captions/engine", 0)
     put(export.selected, "captions/engine", captions([None] * 4, table["key"].to_pylist()))
-    assert export.run() == (0, 0, 0)
+    assert export.run() == (0, 0, 0, 0)
     assert read(export) == ([], [])
