@@ -375,7 +375,7 @@ class ExportConfig(_Model):
         return value
 
 
-_OF_TAGGERS = {"vocabulary", "templates", "score_floor", "max_tags", "batch_size"}
+_OF_TAGGERS = {"vocabulary", "templates", "score_floor", "max_tags"}
 """Settings that a model has as a tagger alone."""
 
 

@@ -283,15 +283,17 @@ def relevance(
     `texts` holds the texts of each image. A calibration for tags is not one for sentences. Raises
     ValueError for a model that was trained with a softmax and has no calibration.
     """
-    found = []
-    for image, own in zip(images, texts, strict=True):
-        scores: list[float] = []
-        if own:
-            seen = model.embed_images([image])[0]
-            for start in range(0, len(own), _TEXTS):  # a placeholder image may have thousands
-                cosines = model.embed_texts(own[start : start + _TEXTS]) @ seen
-                scores += pair_scores(model, cosines, calibration).tolist()
-        found.append(scores)
+    pairs = [(image, text) for image, own in enumerate(texts) for text in own]
+    found: list[list[float]] = [[] for _ in texts]
+    if pairs:
+        seen = model.embed_images(images)
+    for start in range(0, len(pairs), _TEXTS):  # a placeholder image may have thousands
+        part = pairs[start : start + _TEXTS]
+        told = model.embed_texts([text for _, text in part])
+        cosines = (told * seen[[image for image, _ in part]]).sum(axis=1)
+        scores = pair_scores(model, cosines, calibration).tolist()
+        for (image, _), score in zip(part, scores, strict=True):
+            found[image].append(score)
     return found
 
 

@@ -49,10 +49,11 @@ class Relevance:
 
     def settings(self) -> Mapping[str, Any]:
         model = {"expert": self.expert, "expert_version": load_expert(self.expert).version}
-        # As for experts: more than one thread may change a result's last bits.
+        # As for experts: threads and neighbours may change a result's last bits.
         threads = {"threads": self.resources.threads} if self.resources.threads > 1 else {}
         used = self.config.model_dump(mode="json", include={"calibration", "dtype"})
-        return {**model, **used, **threads}
+        batch = {"batch_size": self.config.batch_size} if self.config.batch_size > 1 else {}
+        return {**model, **used, **threads, **batch}
 
     def revision(self) -> str:
         return checkpoint_revision(self.config)
@@ -76,25 +77,41 @@ class _RelevanceWorker:
         self._model = model
 
     def __call__(self, block: ShardBlock) -> pa.Table:
+        texts = [[one["text"] for one in cell] for cell in block.column(ALT_TEXTS, ALT_TEXTS)]
+        batch = max(1, self._stage.config.batch_size >> block.halvings)
         outcomes: list[Outcome] = []
-        for data, cell in zip(block.images, block.column(ALT_TEXTS, ALT_TEXTS), strict=True):
+        for start in range(0, len(block), batch):
             block.tick()
-            outcomes.append(self._look(data, [one["text"] for one in cell]))
+            rows = slice(start, start + batch)
+            outcomes += self._look(block.images[rows], texts[rows])
         return build_table(block.keys, outcomes, self._stage.columns)
 
-    def _look(self, data: bytes, texts: Sequence[str]) -> Outcome:
-        told = [text for text in texts if text]
-        if not told:
-            return Ok({"relevance": [None] * len(texts)})
+    def _look(self, images: Sequence[bytes], texts: Sequence[Sequence[str]]) -> list[Outcome]:
+        """One outcome an image; an image that breaks its slice is found by going one by one."""
+        told = [[text for text in own if text] for own in texts]
+        asked = [row for row, own in enumerate(told) if own]
         try:
-            image = decode(data, min_short_edge=self._model.short_edge)
-            [scores] = relevance(self._model, [image], [told], self._stage.config.calibration)
-        except DecodeError as error:
-            return NotOk("failed", str(error)[:200])
+            scores = relevance(
+                self._model,
+                [decode(images[row], min_short_edge=self._model.short_edge) for row in asked],
+                [told[row] for row in asked],
+                self._stage.config.calibration,
+            )
         except Exception as error:  # a model may raise anything on one odd image
             if is_resource_error(error):
                 raise  # says nothing of the image
-            return failed(error)
+            if len(images) > 1:
+                alone = zip(images, texts, strict=True)
+                return [outcome for i, own in alone for outcome in self._look([i], [own])]
+            return [
+                NotOk("failed", str(error)[:200])
+                if isinstance(error, DecodeError)
+                else failed(error)
+            ]
+        found = dict(zip(asked, scores, strict=True))
+        return [self._outcome(own, found.get(row, [])) for row, own in enumerate(texts)]
+
+    def _outcome(self, texts: Sequence[str], scores: Sequence[float]) -> Outcome:
         if not np.isfinite(scores).all():
             return NotOk("failed", "not_finite: a score is no number")
         rest = iter(scores)

@@ -106,10 +106,21 @@ def test_scores_that_are_no_numbers_fail_their_row(
     block: ShardBlock, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = stage_of(model).open()
-    monkeypatch.setattr(module, "relevance", lambda *_: [[0.5, float("nan")]])
+    monkeypatch.setattr(module, "relevance", lambda _, images, *__: [[float("nan")]] * len(images))
     rows = worker(block).to_pylist()
     assert rows[0]["status"] == "failed"
     assert rows[0]["reason"].startswith("not_finite")
+
+
+def test_a_batch_scores_like_its_images_alone(block: ShardBlock, model: Path) -> None:
+    alone = stage_of(model).open()(block)
+    block.images[3] = block.images[3][:50]  # breaks its batch, and fails alone
+    together = stage_of(model, batch_size=4).open()(block).to_pylist()
+    assert [row["status"] for row in together] == ["ok"] * 3 + ["failed"] + ["ok"] * 2
+    for one, other in zip(alone.to_pylist(), together, strict=True):
+        if other["status"] == "ok":  # NaN for None, so that numpy compares both
+            expected = np.array(one["relevance"], float)
+            np.testing.assert_allclose(np.array(other["relevance"], float), expected, rtol=1e-4)
 
 
 def test_thousands_of_texts_are_embedded_in_parts(model: Path) -> None:
@@ -137,8 +148,9 @@ def test_what_goes_into_its_lineage(model: Path) -> None:
         Relevance("open-clip", clip.config, "siglip"),
         Relevance("clip", clip.config, "siglip", Resources(threads=2)),
         stage_of(model, calibration={"scale": 10, "bias": -3}),
+        stage_of(model, batch_size=4),
     ]
-    assert len({str(stage.settings()) for stage in [clip, *others]}) == 4
+    assert len({str(stage.settings()) for stage in [clip, *others]}) == 5
 
 
 def test_an_image_that_cannot_be_decoded_fails_alone(block: ShardBlock, model: Path) -> None:
