@@ -142,6 +142,7 @@ class Pipeline:
                 EvidenceKind.OBJECTS: self.config.hints.object_threshold,
             },
             sample=tuple(step.name for step in [self.sample] if step),
+            exported=self.export.counts() if self.export.is_current() else None,
         )
 
     def outputs(self) -> list[str]:

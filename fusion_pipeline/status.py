@@ -12,7 +12,6 @@ from fusion_pipeline.dataset.tables import Footer, NoTableError, StaleTableError
 from fusion_pipeline.engine.chain import depends_on
 from fusion_pipeline.engine.shard import Step
 from fusion_pipeline.engine.stage import Source
-from fusion_pipeline.export.captions import Exported
 from fusion_pipeline.pipeline import ChainPhase, GlobalPhase, Pipeline
 from fusion_pipeline.select.repack import Repack
 
@@ -66,11 +65,10 @@ def export_state(pipeline: Pipeline) -> dict[str, Any]:
     """`state`: missing, current or outdated, which the next run makes anew; of one that is there
     also what it holds, and how many captioned samples it leaves out."""
     export = pipeline.export
-    there = export.manifest()
-    if not there:
+    counts = export.counts()
+    if counts is None:
         return {"state": "missing"}
-    counts = {name: there.get(name, 0) for name in Exported._fields}
-    return {"state": "current" if export.is_current() else "outdated", **counts}
+    return {"state": "current" if export.is_current() else "outdated", **counts._asdict()}
 
 
 def stale_artifacts(pipeline: Pipeline) -> list[str]:

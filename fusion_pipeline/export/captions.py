@@ -77,6 +77,11 @@ class Export:
         """Whether the export that is there has blurred what was found."""
         return "blur" in self.manifest().get("inputs", {})
 
+    def counts(self) -> Exported | None:
+        """What the export that is there holds, and what it leaves out; None without one."""
+        there = self.manifest()
+        return Exported(*(there.get(name, 0) for name in Exported._fields)) if there else None
+
     def manifest(self) -> dict[str, Any]:
         """What the export that is there was made from, and how much it is; empty when there is
         none, or it is not whole."""

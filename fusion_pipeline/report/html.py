@@ -28,6 +28,7 @@ from fusion_pipeline.dataset.fingerprints import canonical_json, short_hash
 from fusion_pipeline.dataset.layout import Dataset
 from fusion_pipeline.dataset.schemas import SAMPLES
 from fusion_pipeline.dataset.storage import Storage
+from fusion_pipeline.export.captions import Exported
 from fusion_pipeline.report.agreement import count_agreement
 from fusion_pipeline.report.cards import colours_of, make_cards
 from fusion_pipeline.report.failures import list_failures
@@ -36,7 +37,7 @@ from fusion_pipeline.report.groups import make_groups
 from fusion_pipeline.report.lengths import measure_captions, nice_step
 from fusion_pipeline.report.timing import read_timing
 
-VERSION = 4
+VERSION = 5
 """Raised when the page changes for the same inputs."""
 FILE = "report.html"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -70,6 +71,8 @@ class Report:
     """Scores from which evidence is believed, by kind."""
     sample: tuple[str, ...] = ()
     """The table of the rows drawn for captions, if there is one."""
+    exported: Exported | None = None
+    """What the export holds; None when there is none of these tables."""
 
     @property
     def experts(self) -> list[str]:
@@ -91,6 +94,7 @@ class Report:
             "show": [self.cards, self.groups, self.seed],
             "pool": inputs_of(self.pool, POOL_TABLES),
             "selected": inputs_of(self.selected, self._selected_tables()),
+            "exported": self.exported and self.exported._asdict(),
         }
 
     def is_current(self) -> bool:
