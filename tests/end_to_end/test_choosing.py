@@ -77,7 +77,7 @@ def test_filters_choose_what_is_exported(tmp_path: Path) -> None:
     )
     assert [row["id"] for row in rows] == chosen.to_arrow()["key"].to_pylist()
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "<b>2</b> of the captioned samples are exported; <b>5</b> are left out by" in page
+    assert "Exported: <b>2</b>; left out by <code>export.where</code>: <b>5</b>" in page
     assert run(pipeline) == ""
 
     other = job(photos, "select.shard_size=3", "look=true", two.replace("landscape", "square"))
