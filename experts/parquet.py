@@ -1,11 +1,12 @@
 """Evidence that was made elsewhere, joined to the samples by key.
 
 A table with a column `key` (first 32 hex digits of the sha256 of the image's original bytes, as in
-the table `samples`) and one of `tags`, `objects`, `text`: lists of structs as in
+the table `samples`) and one of `tags`, `objects`, `text`, `scores`: lists of structs as in
 `fusion_pipeline.dataset.evidence.ARROW_TYPES`. Further columns are ignored.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -35,6 +36,9 @@ READ: dict[EvidenceKind, Callable[[Any], Evidence]] = {
 }
 
 
+_SEVERAL = object()
+
+
 class NoEvidenceError(Exception):
     """A sample that the files have no row for."""
 
@@ -55,8 +59,8 @@ class ParquetConfig(ExpertConfig):
 
 
 class _ParquetEvidence:
-    """What the three kinds share. Scores outside of 0..1 and boxes outside of the frame are the
-    files' fault, and fail their rows."""
+    """What the three kinds share. Scores outside of 0..1, boxes without area or outside of the
+    frame and empty labels are the files' fault, and fail their rows."""
 
     kind: ClassVar[EvidenceKind]
     version: ClassVar[int] = 1
@@ -100,7 +104,9 @@ class _ParquetEvidence:
         columns = ["key", self.kind.value]
         table = self._rows.to_table(columns, filter=pc.field("key").isin(keys))
         column = table[self.kind.value].cast(ARROW_TYPES[self.kind])
-        return dict(zip(table["key"].to_pylist(), column.to_pylist(), strict=True))
+        there = table["key"].to_pylist()
+        found = dict(zip(there, column.to_pylist(), strict=True))
+        return found | {key: _SEVERAL for key, count in Counter(there).items() if count > 1}
 
     def _evidence(self, key: str) -> Evidence:
         found = self._known[key]
@@ -108,11 +114,17 @@ class _ParquetEvidence:
             raise NoEvidenceError(
                 f"{self._config.path} has no row of this key (`missing: empty`: nothing was found)"
             )
+        if found is _SEVERAL:
+            raise ValueError("several rows have this key: one row's list holds all of an image")
         evidence = READ[self.kind](found)
         for item in evidence:
-            place = getattr(item, "box", (0.0, 0.0, 0.0, 0.0))
-            if not (0 <= item.score <= 1 and all(0 <= value <= 1 for value in place)):
-                raise ValueError(f"a score or coordinate outside of 0..1: {item}")
+            x1, y1, x2, y2 = getattr(item, "box", (0.0, 0.0, 1.0, 1.0))
+            if not 0 <= item.score <= 1:
+                raise ValueError(f"a score outside of 0..1: {item}")
+            if not (0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1):
+                raise ValueError(f"a box is x1, y1, x2, y2 with 0 <= x1 < x2 <= 1: {item}")
+            if not getattr(item, "label", "text"):
+                raise ValueError(f"no label: {item}")
         return evidence
 
 

@@ -1,6 +1,7 @@
 """The YAML schema: loads, checks with errors that name file, field and fix, prints resolved."""
 
 import difflib
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -349,6 +350,10 @@ Filter = tuple[str, Literal["==", "!=", "<", "<=", ">", ">=", "in", "not in"], A
 """Column, operator, value."""
 
 
+def _can_be_compared(value: object) -> bool:
+    return isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+
+
 class ExportConfig(_Model):
     """Which of the captioned samples are exported."""
 
@@ -370,7 +375,8 @@ class ExportConfig(_Model):
             if isinstance(wanted, list) != is_list:
                 what = "a list, such as [portrait, square]" if is_list else "one value, no list"
                 raise ValueError(f"{column}: {operator!r} needs {what}")
-            if not all(isinstance(v, str | int | float) for v in (wanted if is_list else [wanted])):
+            values = wanted if is_list else [wanted]
+            if not values or not all(_can_be_compared(one) for one in values):
                 raise ValueError(f"{column}: {wanted!r} is no number, text or truth value")
         return value
 

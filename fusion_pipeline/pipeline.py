@@ -15,14 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+import pyarrow as pa
+
 from experts import load_expert
 from experts.tagging.vocabulary import VocabularyConfig
-from fusion_pipeline.config import CaptionConfig, Config, ConfigError, ExpertChoice
+from fusion_pipeline.config import CaptionConfig, Config, ExpertChoice
 from fusion_pipeline.dataset.artifacts import Artifact
 from fusion_pipeline.dataset.evidence import MERGED_TAGS, EvidenceKind
 from fusion_pipeline.dataset.fingerprints import Fingerprint, fingerprint
 from fusion_pipeline.dataset.layout import Dataset
-from fusion_pipeline.dataset.reading import ReadingError, check_where
 from fusion_pipeline.dataset.schemas import SAMPLES, SAMPLES_SCHEMA, SOURCES, stage_schema
 from fusion_pipeline.dataset.storage import Storage
 from fusion_pipeline.engine.shard import Step
@@ -121,6 +122,22 @@ class Pipeline:
                 tables.append(phase.writes)
         return tables
 
+    def schemas(self) -> dict[str, pa.Schema]:
+        """Of the tables of the selected dataset that runs of this config make, by name."""
+        stages = [step.work for step in self._selected_steps() if not isinstance(step.work, Source)]
+        found = {stage.name: stage_schema(stage.columns) for stage in stages}
+        if self.sample:
+            found[self.sample.name] = stage_schema(self.sample.columns)
+        return {SAMPLES: SAMPLES_SCHEMA, **found}
+
+    def rules(self) -> list[Step]:
+        """The steps by whose tables exported pictures are blurred and samples left out."""
+        return [step for step in self._selected_steps() if step.table in self.export.rules_by]
+
+    def _selected_steps(self) -> list[Step]:
+        chains = [phase for phase in self.phases if isinstance(phase, ChainPhase)]
+        return [step for chain in chains if chain.dataset is self.selected for step in chain.steps]
+
     def report(self) -> "Report":
         from fusion_pipeline.report.html import Report
 
@@ -157,10 +174,7 @@ class Pipeline:
 
 
 def build_pipeline(config: Config) -> Pipeline:
-    """Pure: touches no file but the models' weights, whose hashes are part of the lineage.
-
-    Raises ConfigError for `export.where`, of which only the pipeline knows the columns.
-    """
+    """Pure: touches no file but the models' weights, whose hashes are part of the lineage."""
     pool, selected = Dataset(f"{config.run}/pool"), Dataset(f"{config.run}/selected")
     source, choice = config.source, config.select
     ingest = Ingest(
@@ -191,7 +205,6 @@ def build_pipeline(config: Config) -> Pipeline:
     of_selected = _Lineage({"selection": decided.made_by})
     sample = _meta_sample(config, repack)
     *stages, caption = _caption_stages(config, selected, sample)
-    _check_filters(config, selected, [*stages, caption])
     choose = GlobalPhase(pool, selection, decided, writes="selection")
     if sample is None:
         packed = of_selected.chain([repack, *stages, caption], also_first=("selection",))
@@ -228,15 +241,6 @@ def build_pipeline(config: Config) -> Pipeline:
         evidence_of(config),
         sample,
     )
-
-
-def _check_filters(config: Config, dataset: Dataset, stages: Sequence[Stage]) -> None:
-    schemas = {stage.name: stage_schema(stage.columns) for stage in stages}
-    if config.export.where:
-        try:
-            check_where(config.export.where, dataset, {SAMPLES: SAMPLES_SCHEMA, **schemas})
-        except ReadingError as error:
-            raise ConfigError(f"export.where: {error}") from error
 
 
 def _meta_sample(config: Config, repack: Repack) -> MetaSample | None:

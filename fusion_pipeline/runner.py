@@ -16,6 +16,7 @@ from fusion_pipeline.dataset.accounting import TableCounts, count_table, funnel
 from fusion_pipeline.dataset.artifacts import artifact_state, inputs_of, keep_artifact
 from fusion_pipeline.dataset.layout import Dataset
 from fusion_pipeline.dataset.lease import as_holder, hold_lease
+from fusion_pipeline.dataset.reading import Reader, ReadingError, check_where
 from fusion_pipeline.dataset.schemas import SAMPLES
 from fusion_pipeline.dataset.tables import NoTableError
 from fusion_pipeline.engine.again import Again
@@ -108,6 +109,8 @@ class Runner:
         WhereError.
         """
         wanted = self._wanted()
+        if "export" in wanted:
+            self._check_filters()  # now: it would be a pity after a week
         if self._options.where is not None:
             self._redo = ask_again(self._pipeline, self._options.where, self._options.limit)
         with self._stopper.listening(), self._stack:
@@ -145,6 +148,15 @@ class Runner:
         if options.only:
             return {options.only}
         return set(names[: names.index(options.until) + 1] if options.until else names)
+
+    def _check_filters(self) -> None:
+        export = self._pipeline.export
+        if export.where:
+            there = Reader(export.selected).tables if export.selected.exists else {}
+            try:
+                check_where(export.where, export.selected, {**there, **self._pipeline.schemas()})
+            except ReadingError as error:
+                raise PipelineError(f"export.where: {error}") from error
 
     def _run_phases(self, phases: Sequence[ChainPhase | GlobalPhase], wanted: set[str]) -> None:
         """The phases of one dataset, in order.
@@ -354,9 +366,13 @@ class Runner:
         if any(self._waiting.values()) and not export.selected.shards_of(export.captions):
             return  # none is answered so far
         _need(export.selected, export.captions)
+        for step in self._pipeline.rules():
+            # Boxes found with other settings hide something else, other scores choose otherwise.
+            current = export.selected.current(step.table)
+            if current is not None:
+                check_settings(export.selected, current, step.made_by, Replace.NOTHING)
         if export.is_current():
             return
-        self._check_export()
         shows = export.blur is None and export.is_blurred()
         with self._console.status("export …"):
             done = export.run()
@@ -377,16 +393,6 @@ class Runner:
             hint = f"; nearest: {near}" if near else ""
             self._say(f"blur.labels: no box is called {label!r}, nothing is hidden for it{hint}")
         self.committed += 1
-
-    def _check_export(self) -> None:
-        """Boxes that were found with other settings hide something else than is asked for, and
-        scores of other models choose something else."""
-        export = self._pipeline.export
-        chains = [phase for phase in self._pipeline.phases if isinstance(phase, ChainPhase)]
-        for step in (step for phase in chains for step in phase.steps):
-            current = export.selected.current(step.table)
-            if current is not None and step.table in export.rules_by:
-                check_settings(export.selected, current, step.made_by, Replace.NOTHING)
 
     def _run_report(self) -> None:
         report = self._pipeline.report()

@@ -68,7 +68,12 @@ def export_state(pipeline: Pipeline) -> dict[str, Any]:
     counts = export.counts()
     if counts is None:
         return {"state": "missing"}
-    return {"state": "current" if export.is_current() else "outdated", **counts._asdict()}
+    current = {step.table: export.selected.current(step.table) for step in pipeline.rules()}
+    is_current = export.is_current() and all(
+        (version := current[step.table]) and version.made_by.hash == step.made_by.hash
+        for step in pipeline.rules()
+    )
+    return {"state": "current" if is_current else "outdated", **counts._asdict()}
 
 
 def stale_artifacts(pipeline: Pipeline) -> list[str]:

@@ -17,6 +17,8 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import reduce
+from operator import and_, or_
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -377,7 +379,14 @@ def check_where(
 ) -> None:
     """Raises ReadingError for filters that tables of these schemas, by name, won't answer. Whether
     labels are there shows in rows alone."""
-    _expression(where, _Catalog(dataset, schemas).columns(_names_in(where)))
+    for table in tables_of(where):
+        if table not in schemas:
+            near = difflib.get_close_matches(table, schemas, n=1)
+            hint = f"did you mean {near[0]!r}? There will be" if near else "there will be"
+            raise ReadingError(f"this config makes no table {table!r}; {hint} {', '.join(schemas)}")
+    columns = _Catalog(dataset, schemas).columns(_names_in(where))
+    for filters in where:
+        _expression([filters], columns)
 
 
 class _Catalog:
@@ -569,7 +578,7 @@ def _expression(where: Where, tests: Sequence[Column]) -> pc.Expression:
     """The filter, tried on no rows of these columns. Raises ReadingError."""
     nothing = pa.schema([(column.name, column.type) for column in tests]).empty_table()
     try:
-        expression = pq.filters_to_expression(where)
+        expression = where if isinstance(where, pc.Expression) else _any_of(where, nothing.schema)
         nothing.filter(expression)
     except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
         why = str(error).partition("\n")[0]
@@ -577,6 +586,25 @@ def _expression(where: Where, tests: Sequence[Column]) -> pc.Expression:
             why += f" (an Expression sees the selected columns: {', '.join(nothing.column_names)})"
         raise _bad_where(where, why) from error
     return expression
+
+
+def _any_of(where: Sequence[Any], schema: pa.Schema) -> pc.Expression:
+    conjunctions = [where] if isinstance(where[0][0], str) else where
+    held = [[_holds(predicate, schema) for predicate in every] for every in conjunctions]
+    return reduce(or_, (reduce(and_, every) for every in held))
+
+
+def _holds(predicate: Predicate, schema: pa.Schema) -> pc.Expression:
+    """As pyarrow has it, but that a null holds for `not in` no more than for others, and that
+    numbers are compared as they would be stored: 0.3 is not less than a score of 0.3."""
+    name, operator, value = predicate
+    if pa.types.is_float32(schema.field(name).type):
+        is_list = isinstance(value, list | tuple | set)
+        asked = value if is_list else [value]
+        stored = [np.float32(one) if isinstance(one, float) else one for one in asked]
+        value = stored if is_list else stored[0]
+    expression = pq.filters_to_expression([(name, operator, value)])
+    return expression & pc.field(name).is_valid() if operator == "not in" else expression
 
 
 def _bad_where(where: object, why: str) -> ReadingError:

@@ -87,7 +87,7 @@ class Export:
         none, or it is not whole."""
         try:
             found: dict[str, Any] = json.loads(self.out.read(MANIFEST))
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError):  # none, or damaged: it is made anew
             return {}
         return found
 
@@ -119,22 +119,23 @@ class Export:
         return exported
 
     def _wanted(self) -> Selection | None:
-        """The rows that are exported, by key; None: all. Before anything is touched."""
+        """The rows that are exported, by key; None: all."""
         if not self.where:
             return None
-        reader, captioned = Reader(self.selected), self.selected.shards_of(self.captions)
-        found = reader.select("key", self.where, allow_missing=True, allow_stale=True)
-        if lacking := captioned - set(found.shards):
-            raise ExportError(
-                f"{self.out.url}: a table of export.where ({', '.join(tables_of(self.where))}) is "
-                f"missing for {len(lacking)} of {len(captioned)} shards that have captions: run "
-                "without --limit and --only."
-            )
-        return found
+        captioned = self.selected.shards_of(self.captions)
+        for table in tables_of(self.where):
+            if lacking := captioned - self.selected.shards_of(self.selected.version(table)):
+                raise ExportError(
+                    f"{self.out.url}: table {table!r}, of export.where, is missing for "
+                    f"{len(lacking)} of {len(captioned)} shards that have captions. Run without "
+                    "--limit and --only."
+                )
+        reader = Reader(self.selected)
+        return reader.select("key", self.where, allow_missing=True, allow_stale=True)
 
     def _start(self, inputs: Mapping[str, Any]) -> None:
-        """From here on the export that is there is not whole. Pictures that were blurred by
-        another rule, or by none, are not left to anyone."""
+        """From here on the export that is there is not whole. Lists that were made by other rules,
+        and pictures that were blurred by another one or by none, are not left to anyone."""
         shards = self.selected.shards_of(self.captions)
         for table, count in (self.blur.missing(self.selected, shards) if self.blur else {}).items():
             raise ExportError(
@@ -142,12 +143,14 @@ class Export:
                 "that have captions. What is to be blurred in their images is not known: run "
                 "without --limit and --only."
             )
-        other = self.manifest().get("inputs", {}).get("blur") != inputs.get("blur")
+        before = self.manifest().get("inputs", {})
         self.out.delete(MANIFEST)
         self.out.clean_temporary()
-        if self.blur and other:
-            for name in (LLAVA, DENSEFUSION, IMAGES):
-                self.out.delete(name)
+        if any(before.get(rule) != inputs.get(rule) for rule in ("blur", "where")):
+            self.out.delete(LLAVA)
+            self.out.delete(DENSEFUSION)
+        if self.blur and before.get("blur") != inputs["blur"]:
+            self.out.delete(IMAGES)
         here = {f"{shard:08d}" for shard in shards}
         for folder in self.out.folders(IMAGES):
             if folder not in here:

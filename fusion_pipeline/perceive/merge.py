@@ -135,7 +135,7 @@ def _rank(box: Box, score: float, better: Sequence[DetectedObject]) -> float:
     """How far a box may be the one that a tag means, 0..1, beside better ones of its label."""
     if any(shared_area(box, one.box) > _PART * area(box) for one in better):
         return 0.0
-    return min([1.0, *(score / one.score for one in better)])
+    return min([1.0, *(score / one.score for one in better if one.score)])
 
 
 def _things(found: Mapping[str, Sequence[DetectedObject]], same_iou: float) -> list[_Thing]:
@@ -201,6 +201,8 @@ def either(scores: Iterable[float]) -> float:
 def _mean_box(parts: Sequence[DetectedObject]) -> Box:
     """Corners averaged with scores as weights."""
     total = sum(part.score for part in parts)
+    if not total:
+        return parts[0].box
     x1, y1, x2, y2 = (sum(p.score * p.box[i] for p in parts) / total for i in range(4))
     return x1, y1, x2, y2
 

@@ -9,11 +9,11 @@ import skimage
 from PIL import Image
 
 import fusion_pipeline
-from fusion_pipeline.config import ConfigError
 from fusion_pipeline.dataset.images import decode
 from fusion_pipeline.dataset.reading import ReadingError
 from fusion_pipeline.dataset.tables import FingerprintMismatchError
 from fusion_pipeline.export.captions import ExportError
+from fusion_pipeline.runner import PipelineError
 from fusion_pipeline.status import export_state, table_states
 from tests.jobs import job, make_photos, run, seen_in
 
@@ -61,9 +61,10 @@ def test_filters_choose_what_is_exported(tmp_path: Path) -> None:
     photos = make_photos(tmp_path / "photos", count=5)
     Image.open(PORTRAIT).crop((0, 0, 300, 512)).save(photos / "upright.png")
     Image.open(PORTRAIT).crop((0, 100, 512, 400)).save(photos / "lying.png")
-    with pytest.raises(ConfigError, match=r"export\.where: .*no column 'look\.layout'"):
-        job(photos, "export.where=[[look.layout, ==, portrait]]")
-    two = 'export.where=[["look.layout", in, [portrait, landscape]], ["look.contrast", ">", 0.1]]'
+    with pytest.raises(PipelineError, match=r"export\.where: this config makes no table 'look'"):
+        run(job(photos, "export.where=[[look.layout, ==, portrait]]"))
+    assert not (tmp_path / "out").exists(), "told before a week of work"
+    two = 'export.where=[["look.layout", in, [portrait, landscape]], ["samples.width", ">", 9]]'
     pipeline = job(photos, "select.shard_size=3", "look=true", two)
     assert export_state(pipeline) == {"state": "missing"}
     said = run(pipeline)
@@ -84,7 +85,7 @@ def test_filters_choose_what_is_exported(tmp_path: Path) -> None:
     assert export_state(other) == {"state": "outdated", **counts}
     look = other.selected.version("look")
     other.selected.storage.delete(look.path(1))
-    with pytest.raises(ExportError, match=r"\(look\) is missing for 1 of 3 shards"):
+    with pytest.raises(ExportError, match=r"'look', of export\.where, is missing for 1 of 3"):
         run(other, only="export")
     assert json.loads(pipeline.export.out.read("llava.json")) == rows
 
@@ -94,8 +95,14 @@ def test_what_is_blurred_follows_the_config(tmp_path: Path) -> None:
     (photos / "portrait.png").write_bytes(PORTRAIT.read_bytes())
     run(job(photos, "blur=true"))
     lower = "blur={score: 0.1, experts: [centerface: {score_floor: 0.1}]}"
+    assert export_state(job(photos, "blur=true"))["state"] == "current"
+    assert export_state(job(photos, lower))["state"] == "outdated"
     with pytest.raises(FingerprintMismatchError, match=r"score_floor: 0\.3 -> 0\.1"):
         run(job(photos, lower), only="export")
+    larger = "blur={experts: [centerface: {long_side: 1024}]}"  # the same rule, another detector
+    assert export_state(job(photos, larger))["state"] == "outdated"
+    with pytest.raises(FingerprintMismatchError, match="long_side: 768 -> 1024"):
+        run(job(photos, larger), only="export")
     people = "blur={labels: [face, person], experts: [centerface, nanodet]}"
     pipeline = job(photos, people)
     states = table_states(pipeline, pipeline.selected)

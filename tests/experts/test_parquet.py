@@ -71,10 +71,33 @@ def test_a_sample_without_a_row(tmp_path: Path) -> None:
     assert look_up(config.model_copy(update={"missing": "empty"}), "b") == [[]]
 
 
-def test_boxes_in_pixels_are_refused(tmp_path: Path) -> None:
-    config = write(tmp_path / "boxes.parquet", {"a": [{**BOX, "box": [0, 0, 640, 480]}]})
-    with pytest.raises(ValueError, match=r"outside of 0..1"):
+@pytest.mark.parametrize(
+    ("slip", "message"),
+    [
+        ({"box": [0, 0, 640, 480]}, "a box is x1, y1, x2, y2"),
+        ({"box": [0.35, 0.05, 0.2, 0.3]}, "a box is x1, y1, x2, y2"),  # x, y, width, height
+        ({"box": [0.5, 0, 0.5, 1]}, "a box is x1, y1, x2, y2"),
+        ({"score": 50}, "a score outside of 0..1"),
+        ({"label": None}, "no label"),
+    ],
+)
+def test_slips_of_the_files_fail_their_row_alone(
+    tmp_path: Path, slip: dict[str, Any], message: str
+) -> None:
+    config = write(tmp_path / "boxes.parquet", {"a": [{**BOX, **slip}], "b": [BOX]})
+    with pytest.raises(ValueError, match=message):
         look_up(config, "a")
+    assert len(look_up(config, "b")[0]) == 1
+
+
+def test_several_rows_of_a_key_are_none(tmp_path: Path) -> None:
+    """Else the last one would win, and a face of the first be shown."""
+    write(tmp_path / "1.parquet", {"a": [BOX], "b": [BOX]})
+    write(tmp_path / "2.parquet", {"a": [BOX]})
+    config = ParquetConfig(path=str(tmp_path))
+    assert len(look_up(config, "b")[0]) == 1
+    with pytest.raises(ValueError, match="several rows have this key"):
+        look_up(config, "a", "b")
 
 
 def test_files_that_cannot_be_joined(tmp_path: Path) -> None:

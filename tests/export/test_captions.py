@@ -19,6 +19,7 @@ from fusion_pipeline.dataset.reading import ReadingError
 from fusion_pipeline.dataset.rows import NotOk, Ok, Outcome, build_table
 from fusion_pipeline.dataset.samples import Sample, pack_samples, sample_key
 from fusion_pipeline.dataset.storage import Storage
+from fusion_pipeline.dataset.tables import NoTableError
 from fusion_pipeline.export.blur import Blur
 from fusion_pipeline.export.captions import Export, ExportError
 from tests.dataset.pictures import ENCODED, close, noise, save
@@ -254,17 +255,22 @@ def test_filters_leave_samples_out(export: Export) -> None:
     assert replace(export, where=(("samples.height", "<", max(heights) + 1),)).run()[0] == 3
 
 
+def test_a_run_that_breaks_leaves_no_list_by_other_filters(export: Export) -> None:
+    export.run()
+    export.selected.storage.delete(version_of("samples").tar_path(0))
+    with pytest.raises(FileNotFoundError):
+        replace(export, where=(("samples.height", "<", 1),)).run()
+    assert not [name for name in export.out.files("") if not name.startswith("images/")]
+    assert export.counts() is None
+
+
 def test_a_filter_that_cannot_be_applied_touches_nothing(export: Export) -> None:
     export.run()
     before = {name: export.out.read(name) for name in export.out.files("")}
-    with pytest.raises(ReadingError, match=r"no column 'look\.sharpness'"):
+    with pytest.raises(NoTableError, match="table 'look' is not there yet"):
         replace(export, where=(("look.sharpness", ">", 3),)).run()
-    put_empty = export.selected.version("hints").path(0)
-    hints = export.selected.storage.read(put_empty)
-    export.selected.storage.delete(put_empty)
-    with pytest.raises(ReadingError, match="'hints' has no shard yet"):
-        replace(export, where=(("hints.status", "==", "ok"),)).run()
-    export.selected.storage.put(put_empty, hints)
+    with pytest.raises(ReadingError, match=r"no column 'hints\.sharpness'"):
+        replace(export, where=(("hints.sharpness", ">", 3),)).run()
     assert {name: export.out.read(name) for name in export.out.files("")} == before
 
 

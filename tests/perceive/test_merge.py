@@ -126,7 +126,7 @@ def test_no_evidence_merges_to_none() -> None:
     st.lists(
         st.tuples(
             st.sampled_from(["cat", "tabby", "dog", "person", "xyzzy"]),
-            st.floats(0.01, 1),
+            st.just(0.0) | st.floats(0.01, 1),
             st.floats(0, 0.5),
             st.floats(0.05, 0.5),
             st.sampled_from("abc"),
