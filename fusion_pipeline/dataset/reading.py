@@ -568,7 +568,7 @@ def _names_in(where: Sequence[Any]) -> list[str]:
         conjunctions = [where] if isinstance(where[0][0], str) else where
         names = [predicate[0] for conjunction in conjunctions for predicate in conjunction]
     except (IndexError, KeyError, TypeError) as error:
-        raise _bad_where(where, "no list of (column, operator, value)") from error
+        raise _bad_where(where, f"no list of (column, operator, value){_FORMS}") from error
     if IMAGE in names:
         raise _bad_where(where, "the bytes of an image can't be compared")
     return names
@@ -582,6 +582,8 @@ def _expression(where: Where, tests: Sequence[Column]) -> pc.Expression:
         nothing.filter(expression)
     except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
         why = str(error).partition("\n")[0]
+        if not isinstance(error, pa.ArrowException):
+            why += _FORMS
         if isinstance(where, pc.Expression):
             why += f" (an Expression sees the selected columns: {', '.join(nothing.column_names)})"
         raise _bad_where(where, why) from error
@@ -607,11 +609,14 @@ def _holds(predicate: Predicate, schema: pa.Schema) -> pc.Expression:
     return expression & pc.field(name).is_valid() if operator == "not in" else expression
 
 
+_FORMS = (
+    '. Filters are those of pyarrow.parquet.read_table: [("samples.width", ">=", 448)], lists of '
+    "such lists (any of them), or an Expression"
+)
+
+
 def _bad_where(where: object, why: str) -> ReadingError:
-    return ReadingError(
-        f"where={where!s}: {why}. Filters are those of pyarrow.parquet.read_table: "
-        '[("samples.width", ">=", 448)], lists of such lists (any of them), or an Expression.'
-    )
+    return ReadingError(f"where={where!s}: {why}.")
 
 
 def _mismatch(footers: Mapping[str, Footer]) -> str | None:
