@@ -162,7 +162,7 @@ def _rows(chain: Chain, step: Step, shard: int) -> int:
     ok in all the others."""
     if chain.redo is Redo.MISSING:
         last = chain.place.versions[list(step.inputs)[-1]]
-        return chain.dataset.footers(last)[shard].counts.get("ok", 0)
+        return chain.dataset.read_footer(last, shard).counts.get("ok", 0)
     return len(_block(chain, step, shard) or ())
 
 

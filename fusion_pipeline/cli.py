@@ -48,7 +48,13 @@ console = Console(stderr=True)
 def run(
     config: ConfigFile,
     overrides: Overrides = None,
-    only: Annotated[str | None, typer.Option(metavar="STEP", help="Run this step alone.")] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STEP",
+            help="Run this step alone: a table of `fusion status`, centroids, export, report.",
+        ),
+    ] = None,
     until: Annotated[
         str | None, typer.Option(metavar="STEP", help="Run up to this step, itself included.")
     ] = None,

@@ -98,6 +98,10 @@ class SelectConfig(_Model):
     clusters: int = Field(50_000, ge=1)
     iterations: int = Field(100, ge=1)
     seed: int = 0
+    threads: int = Field(1, ge=1)
+    """Of the fit. Other numbers may give other last bits, and so other clusters."""
+    gpus: int = Field(0, ge=0)
+    """Of the fit, by the extra `faiss-gpu`."""
     copies: CopiesConfig = CopiesConfig()
     duplicates: DuplicatesConfig = DuplicatesConfig()
     per_cluster: int = Field(20, ge=1)
@@ -317,7 +321,7 @@ class CaptionConfig(_Model):
 
 
 class RunnerConfig(_Model):
-    """How steps run. Nothing here changes what comes out."""
+    """How steps run. Nothing here changes what comes out, but for images that exceed a limit."""
 
     ray_address: str | None = None
     """`auto` or an address; by default a Ray of its own is started for the run."""
@@ -329,7 +333,7 @@ class RunnerConfig(_Model):
     fuse_after_rows: int = Field(50, ge=1)
     worker_memory_gb: float | None = Field(None, gt=0)
     """A worker process that grows above this is ended and its images are examined one by one.
-    Default: the workers' share of 80 % of the machine, but 2 GiB."""
+    Default: the workers' share of 80 % of the machine, at least 2 GiB."""
     stall_minutes: float = Field(10, gt=0)
     """A worker that makes no progress for so long is ended and examined likewise."""
     image_seconds: float = Field(120, gt=0)
@@ -381,6 +385,12 @@ class ExportConfig(_Model):
         return value
 
 
+def _whole(place: str) -> str:
+    """A folder here or a URL, as one that lies in it begins."""
+    path = place.removeprefix("file://")
+    return (path if "://" in path else str(Path(path).resolve())).rstrip("/") + "/"
+
+
 _OF_TAGGERS = {"vocabulary", "templates", "score_floor", "max_tags"}
 """Settings that a model has as a tagger alone."""
 
@@ -411,9 +421,7 @@ class Config(_Model):
     @model_validator(mode="after")
     def _apart(self) -> "Config":
         place = self.source.folder or self.source.webdataset or ""
-        if "://" not in place + self.run and Path(self.run).resolve().is_relative_to(
-            Path(place).resolve()
-        ):
+        if _whole(self.run).startswith(_whole(place)):
             raise ValueError(
                 f"run: {self.run} lies inside the source {place}: outputs would become input"
             )

@@ -54,6 +54,9 @@ class GlobalStep(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def resources(self) -> Resources: ...
+
     def run(
         self, dataset: Dataset, artifact: Artifact, inputs: Mapping[str, str], token: str
     ) -> None:
@@ -186,7 +189,9 @@ def build_pipeline(config: Config) -> Pipeline:
         max_image_bytes=source.max_image_mb * 2**20,
         max_pixels=source.max_pixels,
     )
-    centroids = Centroids(choice.clusters, choice.iterations, choice.seed)
+    centroids = Centroids(
+        choice.clusters, choice.iterations, choice.seed, choice.threads, choice.gpus
+    )
     selection = Selection(
         propose=choice.copies.propose,
         probes=choice.copies.probes,

@@ -2,7 +2,6 @@
 
 import contextlib
 import difflib
-import operator
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,12 +12,17 @@ from rich.console import Console
 
 from fusion_pipeline.captioning import ask_again
 from fusion_pipeline.dataset.accounting import TableCounts, count_table, funnel
-from fusion_pipeline.dataset.artifacts import artifact_state, inputs_of, keep_artifact
+from fusion_pipeline.dataset.artifacts import (
+    artifact_fields,
+    artifact_state,
+    inputs_of,
+    keep_artifact,
+)
 from fusion_pipeline.dataset.layout import Dataset
 from fusion_pipeline.dataset.lease import as_holder, hold_lease
 from fusion_pipeline.dataset.reading import Reader, ReadingError, check_where
 from fusion_pipeline.dataset.schemas import SAMPLES
-from fusion_pipeline.dataset.tables import NoTableError
+from fusion_pipeline.dataset.tables import FingerprintMismatchError, NoTableError
 from fusion_pipeline.engine.again import Again
 from fusion_pipeline.engine.chain import Chain, Replace, check_settings, run_in_process
 from fusion_pipeline.engine.guard import Incident, Limits
@@ -140,9 +144,14 @@ class Runner:
 
     def _wanted(self) -> set[str]:
         names, options = self._pipeline.step_names, self._options
+        if options.only and options.until:
+            raise PipelineError("--only runs one step and --until all up to one: give one of them")
         for name in (options.only, options.until):
             if name is not None and name not in names:
-                raise PipelineError(f"no step is called {name!r}; steps: {', '.join(names)}")
+                near = [known for known in names if known.startswith(f"{name}/")]
+                near = near or difflib.get_close_matches(name, names, n=1)
+                hint = f"did you mean {' or '.join(near)}? Steps" if near else "steps"
+                raise PipelineError(f"no step is called {name!r}; {hint}: {', '.join(names)}")
         if options.where is not None:
             return {self._pipeline.export.captions}
         if options.only:
@@ -300,10 +309,9 @@ class Runner:
         if state == "current":
             return False
         if state == "changed" and self._options.replace is not Replace.CHANGED:
-            raise PipelineError(
-                f"{dataset.storage.full(artifact.path)} was made with other settings. Restore "
-                "them, choose a new `run` folder, or run again with --overwrite."
-            )
+            place = dataset.storage.full(artifact.path)
+            old = artifact_fields(dataset, artifact.name)
+            raise FingerprintMismatchError(place, old, artifact.made_by.fields)
         is_kept = phase.keeps_stale or not phase.writes
         if state == "stale" and self._options.replace is Replace.NOTHING and is_kept:
             self._warn(
@@ -316,7 +324,7 @@ class Runner:
     def _run_global(self, phase: GlobalPhase, token: str) -> None:
         dataset, artifact = phase.dataset, phase.artifact
         if not self._is_due(phase):
-            keep_artifact(dataset, artifact.name, token)
+            keep_artifact(dataset, artifact.name, token, artifact.made_by)
             if phase.writes:
                 dataset.describe_table(dataset.version(phase.writes), token)
             return
@@ -329,7 +337,7 @@ class Runner:
         ):
             started = time.perf_counter()
             inputs = inputs_of(dataset, artifact.reads)
-            run_task(phase.step.run, dataset, artifact, inputs, token)
+            run_task(phase.step.resources, phase.step.run, dataset, artifact, inputs, token)
             seconds = time.perf_counter() - started
             rows = count_table(dataset, artifact.reads[0]).rows
             log.add(ShardResult(phase.step.name, ALL_SHARDS, rows, rows, 0, seconds, None))
@@ -443,7 +451,7 @@ class Runner:
     def _task(self) -> Callable[..., None]:
         """Runs a function in a worker process, or here when there is no Ray."""
         if self._options.in_process:
-            return operator.call
+            return lambda _, function, *arguments: function(*arguments)
         from fusion_pipeline.engine.ray_pool import run_task
 
         self._start_ray()

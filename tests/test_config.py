@@ -216,6 +216,17 @@ def test_two_ways_to_say_the_same_are_equal(tmp_path: Path) -> None:
     assert short == load(tmp_path, SMALL + "experts:\n  - nanodet:\n")
 
 
+def test_outputs_never_lie_in_the_source(tmp_path: Path) -> None:
+    for place, run in (
+        ("in", "in/out"), ("in", "./in"), ("file:///data", "/data/out"), ("s3://b/in/", "s3://b/in/out"),
+        ("s3://b/in", "s3://b/in"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match="lies inside the source"):
+            load(tmp_path, f"run: {run}\nsource: {{webdataset: '{place}'}}")
+    for place, run in (("in", "in2"), ("s3://b/in", "s3://b/in-out"), ("s3://b/in", "out")):
+        load(tmp_path, f"run: {run}\nsource: {{webdataset: '{place}'}}")
+
+
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 BLOCKS = [
     pytest.param(block, id=f"{page.stem}-{number}")

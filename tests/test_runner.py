@@ -51,6 +51,20 @@ def test_new_centroids_are_a_new_version_of_clusters(photos: Path) -> None:
     assert seen_in(pipeline) == at_once(photos, until="clusters")
 
 
+def test_a_changed_setting_of_the_selection_is_named(photos: Path) -> None:
+    run(job(photos), until="centroids")
+    with pytest.raises(FingerprintMismatchError, match=r"config\.clusters: 3 -> 4\n.*--overwrite"):
+        run(job(photos, "select.clusters=4"), until="centroids")
+    run(job(photos, "select.clusters=4"), until="centroids", overwrite=True)
+
+
+def test_steps_are_named_by_their_tables(photos: Path) -> None:
+    with pytest.raises(PipelineError, match="did you mean captions/composer?"):
+        run(job(photos), until="captions")
+    with pytest.raises(PipelineError, match="give one of them"):
+        run(job(photos), until="report", only="report")
+
+
 def test_assignments_to_old_centroids_are_not_taken_for_new_ones(photos: Path) -> None:
     """New centroids, and then the run dies before it comes to `clusters`."""
     pipeline = job(photos)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from experts.base import ASSETS, Context, ExpertConfig, Hardware, file_revision
-from experts.onnx import cpu_session
+from experts.onnx import session
 from fusion_pipeline.dataset.evidence import Box, DetectedObject, EvidenceKind
 from fusion_pipeline.dataset.images import RGB
 
@@ -98,7 +98,7 @@ class NanoDet:
     def __init__(self, config: NanoDetConfig, hardware: Hardware) -> None:
         cv2.setNumThreads(hardware.threads)
         self._config = config
-        self._session = cpu_session(WEIGHTS, hardware.threads)
+        self._session = session(WEIGHTS, hardware)
         self._input = self._session.get_inputs()[0].name
 
     def __call__(

@@ -23,6 +23,7 @@ from rapidocr.ch_ppocr_det import TextDetector
 from rapidocr.utils.process_img import get_rotate_crop_image
 
 from experts.base import Context, ExpertConfig, Hardware
+from experts.checkpoint import CheckpointError
 from experts.ocr.lines import Quad, clean
 from experts.ocr.recogniser import Recognised, Recogniser
 from experts.ocr.scripts import WEIGHTS as SCRIPT_WEIGHTS
@@ -119,6 +120,8 @@ class LineReader:
     """Finds lines and recognises each, whatever its script."""
 
     def __init__(self, config: RapidOcrConfig, hardware: Hardware) -> None:
+        if hardware.gpu:
+            raise CheckpointError("rapidocr runs on CPUs alone: set `gpus: 0`, or take paddleocr")
         cv2.setNumThreads(hardware.threads)
         self._long_side = config.detection_long_side
         settings = rapidocr.RapidOCR(

@@ -16,7 +16,7 @@ from PIL import Image
 from pydantic import Field
 
 from experts.base import ASSETS, Context, ExpertConfig, Hardware, file_revision
-from experts.onnx import cpu_session
+from experts.onnx import session
 from experts.scores import ranked, softmax
 from fusion_pipeline.dataset.evidence import EvidenceKind, Tag
 from fusion_pipeline.dataset.images import RGB
@@ -59,9 +59,9 @@ def preprocess(image: RGB) -> Float32:
 class EfficientNetLite2:
     """The network. Images run one at a time, so that a result never depends on its neighbours."""
 
-    def __init__(self, threads: int) -> None:
-        cv2.setNumThreads(threads)
-        self._session = cpu_session(WEIGHTS, threads)
+    def __init__(self, hardware: Hardware) -> None:
+        cv2.setNumThreads(hardware.threads)
+        self._session = session(WEIGHTS, hardware)
 
     def run(self, images: Sequence[RGB]) -> Output:
         """Logits and embeddings of the images, in order."""
@@ -101,7 +101,7 @@ class EfficientNetLite2Tagger:
 
     def __init__(self, config: EfficientNetLite2TaggerConfig, hardware: Hardware) -> None:
         self._config = config
-        self._model = EfficientNetLite2(hardware.threads)
+        self._model = EfficientNetLite2(hardware)
         self._labels = LABELS.read_text(encoding="utf-8").splitlines()
 
     def __call__(self, images: Sequence[RGB], context: Sequence[Context]) -> list[list[Tag]]:

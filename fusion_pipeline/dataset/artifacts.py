@@ -11,8 +11,8 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TypeVar
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -50,6 +50,8 @@ class _Pointer:
     """How often the artifact was replaced before."""
     digest: str
     """Of a plan: of all that it hangs on."""
+    fields: dict[str, Any] = field(default_factory=dict, compare=False)
+    """Of the fingerprint, for people; empty of a plan."""
 
     def path(self, name: str) -> str:
         number = f"-{self.generation}" if self.generation else ""
@@ -73,7 +75,7 @@ def write_artifact(
     Raises LeaseError.
     """
     data, _ = tables.encode_table(table, artifact.name, _NO_SHARD, artifact.made_by, inputs)
-    _commit(dataset.storage, artifact.name, "", data, token)
+    _commit(dataset.storage, artifact.name, "", data, token, artifact.made_by.fields)
 
 
 def lift_artifact(dataset: Dataset, name: str, data: bytes, token: str) -> None:
@@ -81,16 +83,28 @@ def lift_artifact(dataset: Dataset, name: str, data: bytes, token: str) -> None:
     _commit(dataset.storage, name, "", data, token)
 
 
-def keep_artifact(dataset: Dataset, name: str, token: str) -> None:
+def keep_artifact(
+    dataset: Dataset, name: str, token: str, made_by: Fingerprint | None = None
+) -> None:
     """Commit an artifact that is there once more, as the holder of the lease: from then on no run
     that was frozen can replace it. Raises LeaseError, NoTableError."""
-    _point(dataset.storage, name, _need(dataset.storage, name), token)
+    pointer = _need(dataset.storage, name)
+    if made_by is not None:
+        pointer = replace(pointer, fields={**made_by.fields})
+    _point(dataset.storage, name, pointer, token)
 
 
-def _commit(storage: Storage, name: str, digest: str, data: bytes, token: str) -> None:
+def _commit(
+    storage: Storage,
+    name: str,
+    digest: str,
+    data: bytes,
+    token: str,
+    fields: Mapping[str, Any] | None = None,
+) -> None:
     content, last = hashlib.sha256(data).hexdigest()[:8], _read_pointer(storage, name)
     is_new = last is not None and (last.content, last.digest) != (content, digest)
-    pointer = _Pointer(content, last.generation + is_new if last else 0, digest)
+    pointer = _Pointer(content, last.generation + is_new if last else 0, digest, {**(fields or {})})
     check_token(storage, token)
     storage.create(pointer.path(name), data)  # or it is there, and the same
     _point(storage, name, pointer, token)
@@ -113,7 +127,8 @@ def _read_pointer(storage: Storage, name: str) -> _Pointer | None:
         found = json.loads(storage.read(f"artifacts/{name}/artifact.json"))
     except FileNotFoundError:
         return None
-    return _Pointer(found["content"], found["generation"], found["digest"])
+    fields = found.get("fields", {})  # older runs told none
+    return _Pointer(found["content"], found["generation"], found["digest"], fields)
 
 
 def _need(storage: Storage, name: str) -> _Pointer:
@@ -172,6 +187,11 @@ def artifact_digest(dataset: Dataset, name: str, fingerprint: str | None = None)
     if fingerprint not in (None, footer.fingerprint):
         raise tables.StaleTableError(dataset.storage.full(f"artifacts/{name}"))
     return footer.digest
+
+
+def artifact_fields(dataset: Dataset, name: str) -> dict[str, Any]:
+    """Of the fingerprint that it was made by. Raises NoTableError."""
+    return _need(dataset.storage, name).fields
 
 
 def artifact_state(dataset: Dataset, artifact: Artifact) -> str:

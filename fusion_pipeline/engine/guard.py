@@ -356,8 +356,11 @@ class _Inquest:
 
 
 def _typed(death: _Death) -> str:
-    """The cause as it goes into tables: without addresses and places."""
-    return "MemoryError" if isinstance(death.error, HostMemoryError) else death.cause
+    """The cause as it goes into tables: without addresses, places, and limits, which may be another
+    machine's."""
+    if isinstance(death.error, HostMemoryError):
+        return "MemoryError"
+    return "memory" if death.cause.startswith("memory ") else death.cause.partition(" for ")[0]
 
 
 def _explained(cause: str) -> str:

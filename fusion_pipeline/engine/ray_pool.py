@@ -23,6 +23,7 @@ from fusion_pipeline.engine.chain import Chain, ChainRunner
 from fusion_pipeline.engine.errors import StageError, StalledError
 from fusion_pipeline.engine.guard import Guard, Incident, Limits, default_memory
 from fusion_pipeline.engine.shard import ShardResult
+from fusion_pipeline.engine.stage import Resources
 from fusion_pipeline.errors import FusionError
 
 _ROW = pa.schema(
@@ -378,20 +379,33 @@ def _call(function: Callable[..., None], *arguments: object) -> None:
     function(*arguments)  # Ray wants a Python function: neither a method nor `operator.call`
 
 
-def run_task(function: Callable[..., None], *arguments: object) -> None:
+def run_task(resources: Resources, function: Callable[..., None], *arguments: object) -> None:
     """Run a function once in a worker process: the driver's memory stays small.
 
-    Raises what the function raises.
+    Raises what the function raises, and StageError where no node has these resources.
     """
     import ray
     from ray.exceptions import RayTaskError
 
     try:
-        ray.get(ray.remote(num_cpus=1)(_call).remote(function, *arguments))
+        for kind, wanted in (("CPU", resources.cpus), ("GPU", resources.gpus)):
+            if wanted > (most := _largest(kind)):  # Ray would wait for such a node
+                raise StageError(
+                    f"a step asks for {wanted:g} {kind}s; the largest node has {most:g}"
+                )
+        task = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus)(_call)
+        ray.get(task.remote(function, *arguments))
     except RayTaskError as error:
         if isinstance(error.cause, Exception):
             raise error.cause from error
         raise
+
+
+def _largest(kind: str) -> float:
+    """CPUs or GPUs of the node that has most of them."""
+    import ray
+
+    return max((n["Resources"].get(kind, 0.0) for n in ray.nodes() if n["Alive"]), default=0.0)
 
 
 def _pool_size(pool: Chain, shards: int) -> int:
@@ -399,7 +413,7 @@ def _pool_size(pool: Chain, shards: int) -> int:
 
     available = ray.cluster_resources()
     resources = pool.resources
-    largest = max((n["Resources"].get("GPU", 0.0) for n in ray.nodes() if n["Alive"]), default=0.0)
+    largest = _largest("GPU")
     if resources.gpus > largest:
         raise StageError(
             f"stages {', '.join(s.table for s in pool.steps)} ask for {resources.gpus:g} GPUs a "

@@ -7,6 +7,7 @@ from fusion_pipeline.dataset.samples import Limits, cut
 from fusion_pipeline.dataset.storage import Storage
 from fusion_pipeline.ingest.rows import (
     IMAGE_EXTENSIONS,
+    MAX_METADATA_BYTES,
     MAX_ROW_BYTES,
     MAX_TEXT_BYTES,
     InputRow,
@@ -30,9 +31,10 @@ def is_input(path: str) -> bool:
 
 def plan_folder(storage: Storage, limits: Limits) -> Iterator[PlannedShard]:
     """Shards of all images under the root, in the order of their paths; hidden files are left."""
+    sizes = storage.sizes("")
     images: dict[str, list[str]] = {}
     texts: dict[str, list[str]] = {}
-    for path in filter(is_input, storage.files("")):
+    for path in filter(is_input, sizes):
         pure = PurePosixPath(path)
         found = texts if pure.suffix[1:].lower() in _TEXTS else images
         found.setdefault(str(pure.with_suffix("")), []).append(path)
@@ -43,8 +45,7 @@ def plan_folder(storage: Storage, limits: Limits) -> Iterator[PlannedShard]:
     if not rows:
         known = ", ".join(sorted(IMAGE_EXTENSIONS))
         raise SourceError(f"source.folder: no images under {storage.url} (looked for {known})")
-    sizes = (storage.size(row[0]) if row[0] else 0 for row in rows)
-    for part in cut(sizes, limits):
+    for part in cut((sizes.get(row[0], 0) for row in rows), limits):
         yield PlannedShard("", rows=len(part), files=tuple(rows[i] for i in part))
 
 
@@ -63,11 +64,10 @@ def read_folder_rows(storage: Storage, part: PlannedShard) -> Iterator[InputRow]
 def _row(storage: Storage, image: str, *texts: str) -> InputRow:
     text, url = None, None
     for path in texts:
-        data = storage.read_range(path, 0, MAX_TEXT_BYTES + 1)
         if path.lower().endswith(".txt"):
-            text = parse_text(data) or text
+            text = parse_text(storage.read_range(path, 0, MAX_TEXT_BYTES)) or text
         else:
-            metadata = parse_metadata(data)
+            metadata = parse_metadata(storage.read_range(path, 0, MAX_METADATA_BYTES + 1))
             url = first_string(metadata, "url", "URL")
             text = text or first_string(metadata, "caption", "TEXT", "text")
     return InputRow(

@@ -13,6 +13,8 @@ IMAGE_EXTENSIONS = frozenset(
     {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "jfif", "img", "image"}
 )
 MAX_TEXT_BYTES = 64 * 1024
+MAX_METADATA_BYTES = 2**20
+"""Of a row's JSON; a larger one is not read. Crawlers put all of an image's EXIF data there."""
 MAX_ROW_BYTES = 256 * 2**20
 """A row over this is refused unread: it would not fit in the memory of a worker."""
 
@@ -81,7 +83,7 @@ def parse_text(data: bytes) -> str:
 
 def parse_metadata(data: bytes) -> dict[str, Any]:
     """A row's JSON member; anything but an object reads as none: it only adds to the image."""
-    if len(data) > MAX_TEXT_BYTES:
+    if len(data) > MAX_METADATA_BYTES:
         return {}
     try:
         value = json.loads(data)
@@ -95,5 +97,5 @@ def first_string(metadata: dict[str, Any], *names: str) -> str | None:
     for name in names:
         value = metadata.get(name)
         if isinstance(value, str) and value.strip():
-            return storable(value.strip())
+            return storable(value.strip()[:MAX_TEXT_BYTES])
     return None

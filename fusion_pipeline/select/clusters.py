@@ -30,36 +30,47 @@ class Centroids:
     clusters: int
     iterations: int
     seed: int
+    threads: int = 1
+    gpus: int = 0
 
     name = CENTROIDS
     version = 1
     reads: tuple[str, ...] = ("embeddings",)
 
     def settings(self) -> Mapping[str, Any]:
-        return {"clusters": self.clusters, "iterations": self.iterations, "seed": self.seed}
+        # Threads and GPUs may change a result's last bits; of one thread there is nothing to tell.
+        threads = {"threads": self.threads} if self.threads > 1 else {}
+        gpus = {"gpus": self.gpus} if self.gpus else {}
+        settings = {"clusters": self.clusters, "iterations": self.iterations, "seed": self.seed}
+        return {**settings, **threads, **gpus}
+
+    @property
+    def resources(self) -> Resources:
+        return Resources(cpus=self.threads, gpus=self.gpus, threads=self.threads)
 
     def run(
         self, dataset: Dataset, artifact: Artifact, inputs: Mapping[str, str], token: str
     ) -> None:
-        """Fit and commit. Memory: the sample, 256 x clusters x dimensions floats."""
+        """Fit and commit. Memory: 10 bytes x dimensions x rows of the sample, which are 256 a
+        cluster, or all where there are fewer."""
         size = self.clusters * POINTS_PER_CENTROID
         keys: list[str] = []
-        rows = np.empty((0, 0), np.float16)
+        parts: list[npt.NDArray[np.float16]] = []
         for _, table in dataset.iterate("embeddings"):
             live = table.filter(pa.compute.equal(table["status"], "ok"))
             if not live.num_rows:
                 continue
-            fresh = read_embeddings(live)
+            parts.append(read_embeddings(live))
             keys += live["key"].to_pylist()
-            rows = np.concatenate([rows, fresh]) if rows.size else fresh
             if len(keys) > 2 * size:  # drawing is mergeable: keep no more than the final draw needs
                 keep = draw_sample(keys, size, self.seed)
-                keys, rows = [keys[i] for i in keep], rows[keep]
-        keep = draw_sample(keys, size, self.seed)
-        if not len(keep):
+                keys, parts = [keys[i] for i in keep], [np.concatenate(parts)[keep]]
+        if not keys:
             raise NoImagesError("no image is left to cluster: `fusion status` says why")
+        sample = np.concatenate(parts)[draw_sample(keys, size, self.seed)]
+        parts.clear()
         fitted = fit_centroids(
-            rows[keep].astype(np.float32), self.clusters, self.iterations, self.seed
+            sample, self.clusters, self.iterations, self.seed, self.threads, self.gpus
         )
         packed = pa.array([row.tobytes() for row in fitted], pa.binary(4 * fitted.shape[1]))
         write_artifact(dataset, artifact, inputs, pa.table({"centroid": packed}), token)

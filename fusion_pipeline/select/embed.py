@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from experts.base import file_revision
+from experts.base import Hardware, file_revision
 from experts.tagging.efficientnet_lite2 import MIN_SHORT_EDGE, WEIGHTS, EfficientNetLite2
 from fusion_pipeline.dataset.images import DecodeError, decode
 from fusion_pipeline.dataset.rows import NotOk, Ok, Outcome, build_table
@@ -35,7 +35,7 @@ class Embed:
         return file_revision(WEIGHTS)
 
     def open(self) -> Worker:
-        model = EfficientNetLite2(self.resources.threads)
+        model = EfficientNetLite2(Hardware(self.resources.threads))
 
         def work(block: ShardBlock) -> pa.Table:
             outcomes = []

@@ -12,6 +12,7 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
+from fusion_pipeline.errors import FusionError
 from fusion_pipeline.select.neighbours import unit_rows
 
 # FAISS's own default, as in SemDeDup's release: more points a centroid don't change the centroids.
@@ -37,16 +38,26 @@ def draw_sample(keys: Sequence[str], size: int, seed: int) -> NDArray[np.int64]:
     return np.asarray(ranked[:size], dtype=np.int64)
 
 
+class NoGpuError(FusionError):
+    """FAISS can't use the GPUs that the config gives it."""
+
+
 def fit_centroids(
-    sample: NDArray[np.float32], k: int, iterations: int, seed: int, threads: int = 1
+    sample: NDArray[np.floating],
+    k: int,
+    iterations: int,
+    seed: int,
+    threads: int = 1,
+    gpus: int = 0,
 ) -> NDArray[np.float32]:
-    """Fit spherical k-means: float32[n, d] rows (any norm but 0) -> float32[k, d] unit centroids.
+    """Fit spherical k-means: float[n, d] rows (any norm but 0) -> float32[k, d] unit centroids.
 
     With fewer rows than `k` every row is a centroid: k becomes n. Rows beyond
     `POINTS_PER_CENTROID` a centroid are left out by FAISS's seeded sub-sampling.
     `threads` is explicit because the number of threads may change the last bits.
 
-    Raises ValueError for an empty sample, k < 1, and rows that are zero or not finite.
+    Raises ValueError for an empty sample, k < 1, and rows that are zero or not finite, NoGpuError
+    where there are fewer GPUs than `gpus`, or none that this FAISS can use.
     """
     if k < 1 or iterations < 1:
         raise ValueError(f"k and iterations must be at least 1, got {k} and {iterations}")
@@ -55,6 +66,11 @@ def fit_centroids(
         raise ValueError("k-means needs at least one row")
     import faiss  # an extra: only what clusters needs it
 
+    if gpus > (seen := faiss.get_num_gpus() if hasattr(faiss, "get_num_gpus") else 0):
+        raise NoGpuError(
+            f"select.gpus is {gpus}, and this FAISS sees {seen}: pip install "
+            "'fusion-pipeline[faiss-gpu]' in place of faiss-cpu, on nodes with GPUs; or set it to 0"
+        )
     kmeans = faiss.Kmeans(
         rows.shape[1],
         min(k, len(rows)),
@@ -65,6 +81,7 @@ def fit_centroids(
         seed=seed,
         min_points_per_centroid=1,
         max_points_per_centroid=POINTS_PER_CENTROID,
+        gpu=gpus,
     )
     with _faiss_threads(threads):
         kmeans.train(rows)

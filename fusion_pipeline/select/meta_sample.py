@@ -23,6 +23,7 @@ from fusion_pipeline.dataset.layout import Dataset
 from fusion_pipeline.dataset.rows import NotOk, Ok, Outcome, build_table
 from fusion_pipeline.dataset.schemas import SAMPLES, UPSTREAM
 from fusion_pipeline.engine.shard import Place, commit
+from fusion_pipeline.engine.stage import CPU_WORKER
 from fusion_pipeline.errors import FusionError
 from fusion_pipeline.select.repack import PLAN, Repack
 from fusion_pipeline.select.selection import SELECTION
@@ -131,6 +132,7 @@ class MetaSample:
 
     name = META_SAMPLE
     version = 2
+    resources = CPU_WORKER
     columns: Sequence[pa.Field] = (
         pa.field("cluster", pa.int32()),  # of the pool's selection
         pa.field("has_text", pa.bool_()),  # a text expert read a line; null without such an expert

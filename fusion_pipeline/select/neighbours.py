@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 # differs in its last bits with the block's shape (about 1e-6, a hundred times less than this).
 EXACT_MARGIN = 1e-4
 _EXACT_PAIRS = 8_192
+_BLOCK_ROWS = 65_536
 
 
 def unit_rows(embeddings: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -21,14 +22,20 @@ def unit_rows(embeddings: NDArray[np.floating]) -> NDArray[np.float32]:
     Rows that were stored as float16 have lost their unit norm (by up to 5e-4), so every reader
     normalises again. Raises ValueError for a row that is zero or not finite: it has no direction.
     """
-    rows = np.asarray(embeddings, dtype=np.float64)
-    if rows.ndim != 2:
-        raise ValueError(f"embeddings must be [n, d], got shape {rows.shape}")
-    norms = np.sqrt(np.einsum("nd,nd->n", rows, rows))
-    if not (np.isfinite(norms).all() and (norms > 0).all()):
-        bad = np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
+    if embeddings.ndim != 2:
+        raise ValueError(f"embeddings must be [n, d], got shape {embeddings.shape}")
+    units = np.empty(embeddings.shape, np.float32)
+    norms = np.empty(len(embeddings))
+    for start in range(0, len(units), _BLOCK_ROWS):  # float64 of all would be four times float16
+        part = slice(start, start + _BLOCK_ROWS)
+        rows = np.asarray(embeddings[part], np.float64)
+        norms[part] = np.sqrt(np.einsum("nd,nd->n", rows, rows))
+        with np.errstate(divide="ignore", invalid="ignore"):  # told below
+            units[part] = rows / norms[part, None]
+    bad = np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
+    if len(bad):
         raise ValueError(f"embedding of row {bad[0]} is zero or not finite ({len(bad)} such rows)")
-    return np.ascontiguousarray(rows / norms[:, None], dtype=np.float32)
+    return units
 
 
 def neighbour_pairs(

@@ -21,6 +21,7 @@ from fusion_pipeline.dataset.layout import Dataset
 from fusion_pipeline.dataset.rows import NotOk, Ok, Outcome, build_table
 from fusion_pipeline.dataset.schemas import UPSTREAM
 from fusion_pipeline.engine.shard import Place, commit
+from fusion_pipeline.engine.stage import CPU_WORKER
 from fusion_pipeline.select.clusters import read_centroids
 from fusion_pipeline.select.copies import CopyRule, is_near_exact
 from fusion_pipeline.select.dedup import greedy, semdedup
@@ -66,6 +67,7 @@ class Selection:
 
     name = SELECTION
     version = 1
+    resources = CPU_WORKER
     reads: tuple[str, ...] = ("samples", "embeddings", "clusters")
     columns: Sequence[pa.Field] = (
         pa.field("cluster", pa.int32()),

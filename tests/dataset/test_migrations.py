@@ -41,9 +41,14 @@ def migrate_run(photos: Path) -> None:
 
 
 def readable(seen: dict[str, bytes]) -> dict[str, object]:
-    """The same files, plans as what they hold: their bytes are nobody's input."""
+    """The same files, plans as what they hold: their bytes are nobody's input. Of artifacts version
+    1 did not tell what they were made by."""
     return {
-        _PLAN.sub(r"\1", name): pq.read_table(io.BytesIO(data)) if _PLAN.search(name) else data
+        _PLAN.sub(r"\1", name): pq.read_table(io.BytesIO(data))
+        if _PLAN.search(name)
+        else json.loads(data) | {"fields": {}}
+        if name.endswith("artifact.json")
+        else data
         for name, data in seen.items()
         if not name.endswith("_plan/artifact.json")
     }

@@ -26,7 +26,7 @@ def tagger() -> EfficientNetLite2Tagger:
 
 @pytest.fixture(scope="module")
 def network() -> EfficientNetLite2:
-    return EfficientNetLite2(threads=1)
+    return EfficientNetLite2(Hardware())
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:

@@ -214,12 +214,20 @@ def test_names_and_texts_that_are_not_unicode(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "metadata", [b"[1]", b"null", b'"x"', b"[" * 50_000, b'{"url": 5, "caption": ["x"]}', b"\xff",
-                 b'{"caption": "' + b"x" * 70_000 + b'"}', b"1" * 6000],
+                 b'{"caption": "' + b"x" * 2**20 + b'"}', b"1" * 6000],
 )  # fmt: skip
 def test_odd_metadata_only_lacks(metadata: bytes, tmp_path: Path) -> None:
     sources, samples = ingested(tmp_path, tar_of([("a.png", IMAGES[0]), ("a.json", metadata)]))
     assert [r["status"] for r in sources] == ["ok"]
     assert (samples[0]["alt_texts"], samples[0]["urls"]) == ([], [])
+
+
+def test_metadata_with_all_the_exif_data_is_read(tmp_path: Path) -> None:
+    fields = {"exif": "x" * 70_000, "caption": "y" * 70_000, "url": "https://x/1"}
+    metadata = json.dumps(fields).encode()
+    _, samples = ingested(tmp_path, tar_of([("a.png", IMAGES[0]), ("a.json", metadata)]))
+    assert samples[0]["urls"] == ["https://x/1"]
+    assert samples[0]["alt_texts"] == ["y" * 2**16]
 
 
 def test_limits_on_bytes_and_pixels_have_reasons(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusion_pipeline.select.kmeans import assign, draw_sample, fit_centroids
+from fusion_pipeline.select.kmeans import NoGpuError, assign, draw_sample, fit_centroids
 
 
 def blobs(seed: int, n: int = 600, d: int = 16, centres: int = 5) -> np.ndarray:
@@ -65,6 +65,13 @@ def test_row_without_direction_is_an_error(bad: float) -> None:
     rows[17] = bad
     with pytest.raises(ValueError, match="row 17"):
         fit_centroids(rows, k=5, iterations=2, seed=0)
+
+
+def test_gpus_that_faiss_cannot_use_are_told() -> None:
+    with pytest.raises(
+        NoGpuError, match=r"select\.gpus is 64, and this FAISS sees \d+: .*faiss-gpu"
+    ):
+        fit_centroids(blobs(2), k=2, iterations=2, seed=0, gpus=64)
 
 
 def test_assignment_does_not_depend_on_the_rows_beside() -> None:
