@@ -59,7 +59,7 @@ def test_a_changed_setting_of_the_selection_is_named(photos: Path) -> None:
 
 
 def test_steps_are_named_by_their_tables(photos: Path) -> None:
-    with pytest.raises(PipelineError, match="did you mean captions/composer?"):
+    with pytest.raises(PipelineError, match=r"did you mean captions/composer\?"):
         run(job(photos), until="captions")
     with pytest.raises(PipelineError, match="give one of them"):
         run(job(photos), until="report", only="report")

@@ -28,7 +28,7 @@ from fusion_pipeline.fuse.ledger import Prices
 _FINISHES = {"stop": Finish.STOP, "length": Finish.LENGTH}
 _HERE = "@@image@@"
 _SET_HERE = {"messages", "model", "max_tokens", "temperature", "seed", "stream", "n"}
-_SET_HERE |= {"max_completion_tokens"}  # another name of `max_tokens`: budgets go by that
+_SET_HERE |= {"max_completion_tokens"}  # budgets go by `max_tokens`
 _MOST_TOKENS = 10**7
 """Of one completion: more than any model reads. Bills and bounds go by the numbers."""
 
@@ -42,7 +42,11 @@ class CompletionConfig(BaseModel):
     model: str = Field(min_length=1)
     """Name under which the endpoint serves the model."""
     max_tokens: int = Field(default=512, ge=1)
-    temperature: float = Field(default=0.0, ge=0, le=2)
+    token_parameter: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """Under which name `max_tokens` is sent: newer models of OpenAI take the other one alone, and
+    count what they think, too."""
+    temperature: float | None = Field(default=0.0, ge=0, le=2)
+    """Null leaves it out, for a model that takes only its own."""
     seed: int | None = 0
     """Sent with every request; null leaves it out, for an endpoint that refuses the parameter."""
     image_max_edge: int = Field(default=1024, ge=32, le=16_384)
@@ -65,6 +69,8 @@ class CompletionConfig(BaseModel):
         fields = self.model_dump(include=set(CompletionConfig.model_fields))
         if not self.extra_body:
             del fields["extra_body"]  # as it was before there was this field
+        if self.token_parameter == "max_tokens":
+            del fields["token_parameter"]  # likewise
         return fields
 
 
@@ -109,9 +115,10 @@ def request_body(request: CaptionRequest, config: CompletionConfig) -> bytes:
     fields: dict[str, Any] = {
         "messages": messages,
         "model": config.model,
-        "max_tokens": config.max_tokens,
-        "temperature": config.temperature,
+        config.token_parameter: config.max_tokens,
     }
+    if config.temperature is not None:
+        fields["temperature"] = config.temperature
     if config.seed is not None:
         fields["seed"] = config.seed
     fields |= config.extra_body

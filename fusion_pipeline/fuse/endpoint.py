@@ -58,6 +58,12 @@ TURN_TOKENS = 64
 """The most that a chat template adds."""
 # OpenAI's code and Azure's code for a prompt that the content filter refused.
 BLOCKED_CODES = {"content_policy_violation", "content_filter", "moderation_blocked"}
+_REMEDIES = {
+    "max_tokens": "set `token_parameter: max_completion_tokens`",
+    "temperature": "set `temperature: null`, which leaves it out",
+    "seed": "set `seed: null`, which leaves it out",
+}
+"""By the parameter that a model refuses."""
 _UNSUPPORTED_CODES = {"unsupported_parameter", "unsupported_value", "unknown_parameter"}
 
 
@@ -439,8 +445,9 @@ class Endpoint:
             )
         if status == 400 and code in _UNSUPPORTED_CODES:
             field = error.param if error.param in EndpointConfig.model_fields else "model"
+            remedy = _REMEDIES.get(field, f"change `{field}`")
             raise EndpointError(
-                f"model {config.model!r} at {url} refuses a parameter ({code}): change `{field}`"
+                f"model {config.model!r} at {url} refuses a parameter ({code}): {remedy}"
             )
         if status == 400 and code in BLOCKED_CODES:
             return Captioned(None, Finish.BLOCKED)

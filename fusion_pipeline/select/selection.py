@@ -147,6 +147,7 @@ def _decide(config: Selection, dataset: Dataset, rows: _Rows) -> list[Outcome]:
     order = np.lexsort((place, np.array(rows.key), -np.array(rows.size), -np.array(rows.area)))
     cluster = np.array(rows.cluster, np.int32)
     vectors = np.stack(rows.embeddings)
+    rows.embeddings = list(vectors)  # views: what was read can go
     centroids = read_centroids(dataset)
     dropped_by = np.full(n, -1, np.int64)
     reason = np.full(n, "", dtype=object)

@@ -53,8 +53,9 @@ class ChatRequest(_Strict):
 
     model: str
     messages: list[Message]
-    max_tokens: int
-    temperature: float
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    temperature: float | None = None
     seed: int | None = None
 
     @property

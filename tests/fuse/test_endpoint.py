@@ -99,6 +99,15 @@ def sent_image(server: OpenAIServer) -> tuple[str, bytes]:
 # What is sent
 
 
+async def test_models_that_think_are_asked_in_their_own_way(server: OpenAIServer) -> None:
+    changes = {"token_parameter": "max_completion_tokens", "temperature": None, "max_tokens": 4000}
+    made = engine(server, **changes)
+    await ask(made, a_request())
+    (sent,) = server.requests
+    assert (sent.max_tokens, sent.max_completion_tokens, sent.temperature) == (None, 4000, None)
+    assert made.config.completion_fields()["token_parameter"] == "max_completion_tokens"
+
+
 async def test_a_caption_and_the_request_behind_it(server: OpenAIServer) -> None:
     request = a_request()
     outcome = await ask(engine(server, max_tokens=300, seed=7, detail="high"), request)
@@ -307,7 +316,12 @@ async def test_passing_faults_cost_nothing(server: OpenAIServer) -> None:
         (
             Reply(400, error_body("no", "unsupported_parameter", "max_tokens")),
             {},
-            [MODEL, "`max_tokens`"],
+            [MODEL, "`token_parameter: max_completion_tokens`"],
+        ),
+        (
+            Reply(400, error_body("no", "unsupported_value", "temperature")),
+            {},
+            [MODEL, "`temperature: null`"],
         ),
     ],
 )

@@ -22,8 +22,8 @@ MAX_LINE = 2**20
 MAX_FILE = 2**31
 """Bytes of results that are read of one file."""
 CONFIG_CODES = {
-    "unsupported_parameter": "set `seed: null`, leave out `detail` and `extra_body`, or choose a "
-    "model that takes `max_tokens` and `temperature`",
+    "unsupported_parameter": "set `token_parameter: max_completion_tokens`, `temperature: null` or "
+    "`seed: null`, or leave out `detail` and `extra_body`",
     "unsupported_value": "change `temperature`, `max_tokens`, `detail` or `extra_body`",
     "unknown_parameter": "change `extra_body`",
     "model_not_found": "check `model`",
