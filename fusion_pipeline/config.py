@@ -32,7 +32,7 @@ from fusion_pipeline.perceive.merge import MergeConfig
 from fusion_pipeline.perceive.relevance import MODELS
 from fusion_pipeline.perceive.tiles import TilesConfig
 from fusion_pipeline.prompts.hints import HintConfig
-from fusion_pipeline.prompts.render import template_names
+from fusion_pipeline.prompts.render import check_template, template_name, template_names
 from fusion_pipeline.select.copies import CopyRule
 
 
@@ -280,6 +280,7 @@ class SampleConfig(_Model):
 
 class CaptionConfig(_Model):
     template: str = "engine-v1"
+    """`engine-v1` or `meta-v1`, or the path of your own, `*.jinja` (docs/captions.md)."""
     engine: EngineChoice = EngineChoice(composer=ComposerConfig(), name="composer")
     """Or the name of one of `engines`."""
     engines: dict[str, EngineChoice] = {}
@@ -313,9 +314,14 @@ class CaptionConfig(_Model):
     @field_validator("template")
     @classmethod
     def _known(cls, value: str) -> str:
-        if value not in template_names():
+        if value.endswith(".jinja"):
+            value = str(Path(value).expanduser().resolve())  # for workers, which run elsewhere
+        check_template(value)
+        name = template_name(value)
+        if value != name and (name in template_names() or not _TABLE_NAME.fullmatch(name)):
             raise ValueError(
-                f"no template is called {value!r}; known: {', '.join(template_names())}"
+                f"{value}: tables are called after the file: give it another name, of lower-case "
+                "letters, digits, dots, dashes and underscores"
             )
         return value
 

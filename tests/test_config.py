@@ -242,6 +242,9 @@ def test_what_the_pages_show_loads(
     monkeypatch.chdir(tmp_path)
     for folder in re.findall(r"checkpoints/[\w.-]+", block):
         (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+    for template in re.findall(r"prompts/[\w.-]+", block):
+        (tmp_path / template).parent.mkdir(exist_ok=True)
+        (tmp_path / template).write_text("What is this?")
     shown = yaml.safe_load(block.replace("<commit>", "a" * 40).replace("0b7c...", "b" * 64))
     if isinstance(shown, list):
         shown = {"experts": shown}

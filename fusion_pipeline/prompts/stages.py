@@ -21,7 +21,7 @@ from fusion_pipeline.dataset.evidence import (
 from fusion_pipeline.dataset.rows import Ok, build_table
 from fusion_pipeline.engine.stage import CPU_WORKER, Resources, ShardBlock, Worker
 from fusion_pipeline.prompts.hints import HintConfig, Hints, choose_hints
-from fusion_pipeline.prompts.render import render, template_revision
+from fusion_pipeline.prompts.render import render, template_name, template_revision
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class HintsStage:
 
 @dataclass(frozen=True)
 class PromptStage:
-    """Renders the fusion prompt with one template; writes `prompts/<template>`."""
+    """Renders the fusion prompt with one template; writes `prompts/<its name>`."""
 
     template: str
     resources: Resources = CPU_WORKER
@@ -114,7 +114,7 @@ class PromptStage:
 
     @property
     def name(self) -> str:
-        return f"prompts/{self.template}"
+        return f"prompts/{template_name(self.template)}"
 
     def settings(self) -> Mapping[str, Any]:
         return {}

@@ -8,7 +8,13 @@ import pytest
 from fusion_pipeline.dataset.evidence import DetectedObject, Tag, TextLine
 from fusion_pipeline.prompts import render as module
 from fusion_pipeline.prompts.hints import HintConfig, Hints, choose_hints
-from fusion_pipeline.prompts.render import render, template_names, template_revision
+from fusion_pipeline.prompts.render import (
+    check_template,
+    render,
+    template_name,
+    template_names,
+    template_revision,
+)
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -120,12 +126,43 @@ def test_unknown_template_is_an_error_that_names_the_known_ones() -> None:
             render(name, Hints())
 
 
+def test_a_template_of_ones_own(tmp_path: Path) -> None:
+    mine = tmp_path / "shop.jinja"
+    mine.write_text('One sentence for a shop.\n{%- include "external-v1.jinja" %}')
+    check_template(str(mine))
+    assert template_name(str(mine)) == "shop"
+    prompt = render(str(mine), Hints(tags=(Tag("cat", 0.9),)))
+    assert prompt.startswith("One sentence for a shop.\n\n<external_information>\nTags: cat")
+    before = template_revision(str(mine))
+    mine.write_text(mine.read_text() + "!")
+    template_revision.cache_clear()
+    assert template_revision(str(mine)) != before
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("a\nb {{ hints.tags", r"shop.jinja, line 2: unexpected end"),
+        ("{{ evidence }}", r"shop.jinja: 'evidence' is undefined; what there is, is `hints`"),
+        ("{% for o in hints.objects %}{{ o.boxes }}{% endfor %}", "no attribute 'boxes'"),
+        ('{% include "mine.jinja" %}', "there is no file 'mine.jinja'"),
+        ("  ", "renders to nothing"),
+        ("{{ ''.__class__ }}", "unsafe"),
+    ],
+)
+def test_what_is_wrong_with_it_is_told(tmp_path: Path, source: str, message: str) -> None:
+    (tmp_path / "shop.jinja").write_text(source)
+    with pytest.raises(ValueError, match=message):
+        check_template(str(tmp_path / "shop.jinja"))
+
+
 def test_revision_follows_the_file_and_what_it_includes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for path in module.TEMPLATES.glob("*.jinja"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     shipped = template_revision("engine-v1")
+    assert shipped == "sha256:19a139637c37f304"
     assert shipped != template_revision("meta-v1")
 
     def revision() -> str:
