@@ -24,7 +24,9 @@ ASSETS = Path(__file__).parent / "assets"
 class ExpertConfig(BaseModel):
     """Base of every expert's settings: unknown fields are errors, values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=()
+    )
 
     def fingerprint_fields(self) -> dict[str, Any]:
         """The settings that change the output, JSON-able; the weights are `Expert.revision`'s."""

@@ -38,6 +38,7 @@ class CheckpointConfig(ExpertConfig):
     batch_size: int = Field(default=1, ge=1, le=1024)
     """Images a call. 1 is best on CPUs; GPUs want more."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the weights; float32 on CPUs."""
 
     @model_validator(mode="after")
     def _is_pinned(self) -> Self:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -307,6 +308,29 @@ def show_config(config: ConfigFile, overrides: Overrides = None, as_json: AsJson
         _print_json(loaded.to_plain())
     else:
         print(loaded.to_yaml(), end="")
+
+
+@app.command("settings", epilog="Example: fusion settings select, fusion settings experts.owlv2")
+def show_settings(
+    prefix: Annotated[str, typer.Argument(help="Those that begin like this; by default all.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Every setting of a config: what it means, what it may be, and its default."""
+    from dataclasses import asdict
+
+    from fusion_pipeline.settings import settings
+
+    found = [one for one in settings() if one.name.startswith(prefix)]
+    if not found:
+        _fail(f"no setting begins with {prefix!r}; `fusion settings` lists all")
+    if as_json:
+        _print_json([asdict(one) for one in found])
+        return
+    for one in found:
+        default = "must be given" if one.default is None else f"default {one.default}"
+        text = Text.assemble((one.name, "bold"), f"  {one.values}, ", (default, "green"))
+        Console().print(text, soft_wrap=True)
+        Console().print(Padding(Text(one.meaning), (0, 0, 0, 4)))
 
 
 @app.command(epilog="Example: fusion doctor configs/quickstart.yaml --smoke")

@@ -41,7 +41,7 @@ class ConfigError(FusionError):
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class SourceConfig(_Model):
@@ -54,7 +54,9 @@ class SourceConfig(_Model):
     shard_size: int = Field(500, ge=1, le=1000)
     """Samples a shard."""
     max_shard_mb: int = Field(256, ge=1, le=256)
+    """2**20 bytes of images a shard."""
     max_image_mb: int = Field(64, ge=1)
+    """2**20 bytes above which an image is refused."""
     max_pixels: int = Field(MAX_PIXELS, ge=1, le=MAX_PIXELS)
     """Width x height above which an image is refused undecoded."""
 
@@ -78,6 +80,7 @@ class CopiesConfig(_Model):
     probes: int = Field(8, ge=1)
     """A pair is looked at when each one's cluster is among the other's so many nearest."""
     rule: CopyRule = CopyRule()
+    """Limits of the pixel check (docs/selection.md)."""
 
 
 class DuplicatesConfig(_Model):
@@ -96,8 +99,11 @@ class DuplicatesConfig(_Model):
 
 class SelectConfig(_Model):
     clusters: int = Field(50_000, ge=1)
+    """Of k-means; the paper's 50,000."""
     iterations: int = Field(100, ge=1)
+    """Of k-means."""
     seed: int = 0
+    """Of the sample that k-means is fitted on, and of its start."""
     threads: int = Field(1, ge=1)
     """Of the fit. Other numbers may give other last bits, and so other clusters."""
     gpus: int = Field(0, ge=0)
@@ -116,6 +122,7 @@ class Hosting(_Model):
     gpus: float = Field(0.0, ge=0)
     """GPUs a worker; below 1 several share one, such as 0.25. 0: the expert runs on the CPU."""
     cpus: float = Field(1.0, gt=0)
+    """Reserved for each worker."""
     threads: int = Field(1, ge=1)
     """Of the model on the CPU. Many workers of one thread are faster than few of many."""
     workers: int | None = Field(None, ge=1)
@@ -221,6 +228,7 @@ class BlurConfig(_Model):
     data set keeps its images as they are, and prompts are told nothing of these boxes."""
 
     experts: list[ExpertChoice] = Field(["centerface"], min_length=1, validate_default=True)
+    """Detectors of what is hidden."""
     labels: tuple[str, ...] = ()
     """Labels of these detectors, in any case; none: all that they find."""
     score: float = Field(0.3, ge=0, le=1)
@@ -273,6 +281,7 @@ class SampleConfig(_Model):
     size: int = Field(100_000, ge=1)
     """Rows; when there are fewer, all."""
     seed: int = 0
+    """Another one draws other rows."""
     by: Literal["plain", "strata"] = "plain"
     """`plain`: at random. `strata`: in proportion to cluster and whether an expert read text, and
     at least one row of each as far as `size` allows."""
@@ -334,9 +343,11 @@ class RunnerConfig(_Model):
     workers: int | None = Field(None, ge=1)
     """CPUs of a Ray started for the run, and so one-thread workers; default: all."""
     dashboard: bool = False
+    """Start Ray's dashboard with a Ray of the run's own."""
     max_failure_rate: float = Field(0.5, ge=0, le=1)
     """Share of rows that may fail in a stage before the run stops."""
     fuse_after_rows: int = Field(50, ge=1)
+    """Rows of a stage that are seen before `max_failure_rate` counts."""
     worker_memory_gb: float | None = Field(None, gt=0)
     """A worker process that grows above this is ended and its images are examined one by one.
     Default: the workers' share of 80 % of the machine, at least 2 GiB."""
@@ -354,6 +365,7 @@ class ReportConfig(_Model):
     groups: int = Field(24, ge=0)
     """Duplicate groups shown side by side."""
     seed: int = 0
+    """Of the draw of cards and groups."""
 
 
 Filter = tuple[str, Literal["==", "!=", "<", "<=", ">", ">=", "in", "not in"], Any]

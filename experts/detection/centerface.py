@@ -30,10 +30,13 @@ MIN_SIDE = 4
 
 class CenterFaceConfig(ExpertConfig):
     score_floor: float = Field(default=0.3, ge=0.05, le=1)
+    """Objects of at least this score are told."""
     long_side: int = Field(default=768, ge=GRID, le=4096)
     """Pixels of the input's long side; of faces under about 10 of them some are missed."""
     nms_iou: float = Field(default=0.3, gt=0, le=1)
+    """Overlap above which the lesser of two faces goes."""
     max_objects: int = Field(default=300, ge=1, le=10_000)
+    """Most objects an image, the best ones."""
 
 
 class CenterFace:

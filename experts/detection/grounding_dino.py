@@ -19,6 +19,7 @@ from fusion_pipeline.dataset.images import RGB
 
 class GroundingDinoConfig(TransformersConfig, TagQueries):
     max_objects: int = Field(default=100, ge=1, le=1000)
+    """Most objects an image, the best ones."""
     box_threshold: float = Field(default=0.25, ge=0.01, lt=1)
     """Objects score over it: the best match of a box with any token of the caption."""
     text_threshold: float = Field(default=0.25, ge=0, lt=1)

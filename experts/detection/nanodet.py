@@ -72,8 +72,11 @@ def decode_boxes(distributions: Float32, cells: npt.NDArray[np.intp]) -> Float32
 
 class NanoDetConfig(ExpertConfig):
     score_floor: float = Field(default=0.15, ge=0.01, le=1)
+    """Objects of at least this score are told."""
     nms_iou: float = Field(default=0.5, gt=0, le=1)
+    """Overlap above which the lesser of two boxes of a class goes."""
     max_objects: int = Field(default=100, ge=1, le=1000)
+    """Most objects an image, the best ones."""
 
 
 class NanoDet:

@@ -28,6 +28,7 @@ class Owlv2Config(TransformersConfig, TagQueries):
     score_floor: float = Field(default=0.1, ge=0.01, lt=1)
     """Objects score over it."""
     max_objects: int = Field(default=100, ge=1, le=1000)
+    """Most objects an image, the best ones."""
     template: str = "a photo of a {label}"
     """The text of a query."""
 

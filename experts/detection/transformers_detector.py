@@ -26,6 +26,7 @@ class TransformersDetectorConfig(TransformersConfig):
     score_floor: float = Field(default=0.15, ge=0.01, lt=1)
     """Objects score over it."""
     max_objects: int = Field(default=100, ge=1, le=1000)
+    """Most objects an image, the best ones."""
 
 
 class TransformersDetector:

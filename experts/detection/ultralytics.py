@@ -53,9 +53,11 @@ class UltralyticsConfig(ExpertConfig):
     image_size: int | None = Field(default=None, ge=32, le=8192)
     """Pixels of the input's longer edge. Default: that of training, or of the export."""
     score_floor: float = Field(default=0.15, ge=0.01, le=1)
+    """Objects score over it."""
     nms_iou: float = Field(default=0.7, gt=0, le=1)
     """Overlap above which the lesser of two boxes of a class goes. RT-DETR has no use for it."""
     max_objects: int = Field(default=100, ge=1, le=1000)
+    """Most objects an image, the best ones."""
     batch_size: int = Field(default=1, ge=1, le=1024)
     """Images a call. 1 is best on CPUs; GPUs want more."""
 

@@ -53,6 +53,7 @@ Source = Annotated[str, AfterValidator(_pinned)]
 
 class PaddleOcrConfig(ExpertConfig):
     detection: Source
+    """Finds lines."""
     recognition: Source
     """Decides the languages: PP-OCRv6 reads Chinese, English, Japanese and most Latin scripts;
     `korean_PP-OCRv5_mobile_rec`, `arabic_…`, `cyrillic_…`, `devanagari_…`, `th_…` read others."""

@@ -25,6 +25,7 @@ class ClassifierConfig(TransformersConfig):
     labels: tuple[str, ...] = ()
     """Classes that are told, by the checkpoint's names; none: all, best first."""
     max_scores: int = Field(default=1000, ge=1, le=100_000)
+    """Most classes an image, the best ones."""
 
 
 class Classifier:

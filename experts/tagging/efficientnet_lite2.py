@@ -78,7 +78,9 @@ class EfficientNetLite2:
 
 class EfficientNetLite2TaggerConfig(ExpertConfig):
     score_floor: float = Field(default=0.02, ge=0, le=1)
+    """Tags of at least this score are told."""
     max_tags: int = Field(default=10, ge=1, le=1000)
+    """Most tags an image, the best ones."""
 
 
 class EfficientNetLite2Tagger:

@@ -46,6 +46,7 @@ class RamPlusConfig(CheckpointConfig):
     """A tag is kept over this share of its own threshold (0.65 for most). 1: what RAM++ itself
     answers; less keeps near misses for later steps to weigh."""
     max_tags: int = Field(default=100, ge=1, le=10_000)
+    """Most tags an image, the best ones."""
 
     @model_validator(mode="before")
     @classmethod

@@ -88,7 +88,9 @@ class Calibration(ExpertConfig):
     """A cosine as a probability: sigmoid(scale * cosine + bias)."""
 
     scale: float = Field(gt=0, le=_STEEPEST)
+    """Steepness."""
     bias: float = Field(ge=-_STEEPEST, le=_STEEPEST)
+    """Log-odds at a cosine of 0."""
 
     def scores(self, cosines: npt.ArrayLike) -> Float64:
         """Of the same shape, in 0..1."""
@@ -161,7 +163,9 @@ class VocabularyConfig(CheckpointConfig):
     calibration: Calibration | None = None
     """`{scale: ..., bias: ...}` of `fit_calibration`. Without it a score is the model's own."""
     score_floor: float = Field(default=0.01, ge=0, le=1)
+    """Tags of at least this score are told."""
     max_tags: int = Field(default=20, ge=1, le=1000)
+    """Most tags an image, the best ones."""
 
     _have_a_place = field_validator("templates")(check_templates)
 

@@ -37,11 +37,14 @@ class CompletionConfig(BaseModel):
     """What is asked for. Every field changes captions."""
 
     # Inputs stay out of validation errors: a key pasted into the wrong field must not be printed.
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, hide_input_in_errors=True
+    )
 
     model: str = Field(min_length=1)
     """Name under which the endpoint serves the model."""
     max_tokens: int = Field(default=512, ge=1)
+    """Of an answer; a longer one is cut off."""
     token_parameter: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """Under which name `max_tokens` is sent: newer models of OpenAI take the other one alone, and
     count what they think, too."""

@@ -27,15 +27,18 @@ from fusion_pipeline.prompts.untrusted import MAX_LABEL_CHARS, clean
 class ComposerConfig(BaseModel):
     """Scores, 0..1, from which evidence is believed: higher than for hints, as nobody checks."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     tag_threshold: float = Field(default=0.6, ge=0, le=1)
+    """For a tag."""
     species_threshold: float = Field(default=0.8, ge=0, le=1)
     """For a tag's finer name ("golden retriever") in place of an object's ("dog")."""
     object_threshold: float = Field(default=0.7, ge=0, le=1)
+    """For an object."""
     agreed_threshold: float = Field(default=0.35, ge=0, le=1)
     """For what a second source (tags of its kind, an alt text) names too."""
     text_threshold: float = Field(default=0.8, ge=0, le=1)
+    """For a line of text."""
 
 
 @dataclass(frozen=True, slots=True)

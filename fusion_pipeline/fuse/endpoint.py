@@ -104,9 +104,9 @@ class EndpointConfig(PaidConfig):
     """Most requests in flight; 1000 is the most connections that the client opens to an address.
     Few at first, and more as long as the endpoint does not refuse too many."""
     requests_per_minute: int | None = Field(default=None, ge=1)
+    """Limit of your account; null: what the endpoint's own headers and refusals say is obeyed."""
     tokens_per_minute: int | None = Field(default=None, ge=1)
-    """Of prompts and answers together. Both limits: of your account; null: what the endpoint's own
-    headers and refusals say is obeyed, and nothing else."""
+    """Of prompts and answers together; null as above."""
     timeout_s: float = Field(default=120.0, gt=0, allow_inf_nan=False)
     """Seconds that one attempt may take."""
     max_retries: int = Field(default=5, ge=0, le=100)

@@ -31,7 +31,7 @@ class EngineChoice(BaseModel):
     """The caption engine: `composer`, `{endpoint: {url: ..., model: ...}}`, `{vllm: MODEL}`,
     `{batch: {model: ...}}`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     composer: ComposerConfig | None = None
     endpoint: EndpointConfig | None = None

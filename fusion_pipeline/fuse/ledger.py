@@ -16,10 +16,12 @@ class BudgetError(FusionError):
 class Prices(BaseModel):
     """US dollars per million tokens."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     input: float = Field(ge=0)
+    """Dollars per million tokens of prompts."""
     output: float = Field(ge=0)
+    """Dollars per million tokens of answers."""
 
     def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
         return (self.input * prompt_tokens + self.output * completion_tokens) / 1e6

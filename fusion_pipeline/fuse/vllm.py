@@ -57,9 +57,11 @@ class VllmConfig(CompletionConfig):
     lora: str | None = None
     """Folder of a LoRA adapter."""
     replicas: int = Field(default=1, ge=1, le=256)
+    """Servers of the model."""
     tensor_parallel: int = Field(default=1, ge=1)
     """GPUs of each replica."""
     device: Literal["gpu", "cpu"] = "gpu"
+    """`cpu` for trying things out."""
     spread: bool = False
     """Replicas on any node of the cluster, listening on the nodes' addresses behind a key of the
     run: for private networks, since vLLM guards its API with that key and nothing else. By default
@@ -74,6 +76,7 @@ class VllmConfig(CompletionConfig):
     timeout_s: float = Field(default=900.0, gt=0, allow_inf_nan=False)
     """Seconds that one attempt may take, its time in the queue included."""
     max_retries: int = Field(default=5, ge=0, le=100)
+    """As of an endpoint."""
     startup_minutes: float = Field(default=30.0, gt=0, allow_inf_nan=False)
     """Until a replica is healthy; its weights may have to be downloaded first."""
     captions_per_second: float | None = Field(default=None, gt=0)

@@ -64,7 +64,7 @@ class Reason(StrEnum):
 
 
 class AltTextConfig(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     max_chars: int = Field(default=4096, ge=16, le=16384)
     """Characters of a raw text that are read. HTML parsers of older Pythons need quadratic time for

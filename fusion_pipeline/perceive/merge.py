@@ -30,7 +30,7 @@ _PART = 0.8
 class MergeConfig(BaseModel):
     """How evidence moves scores. Weights are in log-odds: 2 takes 0.3 to 0.76, -2 to 0.05."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     same_iou: float = Field(default=0.55, gt=0, le=1)
     """Overlap (intersection over union) from which boxes of one meaning are one thing."""

@@ -26,7 +26,7 @@ _BORDER = 0.01
 
 
 class TilesConfig(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     edge: int = Field(ge=64)
     """Pixels of a tile's edges in the stored image; one to two times the detector's input."""

@@ -40,15 +40,22 @@ class HintConfig(BaseModel):
     falling score (tags).
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     tag_threshold: float = Field(default=0.3, ge=0, le=1)
+    """Score from which a tag is told."""
     object_threshold: float = Field(default=0.35, ge=0, le=1)
+    """Score from which an object is told."""
     text_threshold: float = Field(default=0.6, ge=0, le=1)
+    """Score from which a line of text is told."""
     max_tags: int = Field(default=20, ge=0)
+    """Most tags a prompt."""
     max_objects: int = Field(default=24, ge=0)
+    """Most objects a prompt."""
     max_text: int = Field(default=120, ge=0)
+    """Most lines of text a prompt."""
     max_alt_texts: int = Field(default=3, ge=0)
+    """Most alt texts a prompt."""
     max_item_chars: int = Field(default=240, ge=2)
     """Longest alt text or text line after cleaning; labels are cut at 60."""
     small_area: float = Field(default=0.02, ge=0, le=1)
@@ -58,9 +65,13 @@ class HintConfig(BaseModel):
     max_chars: int = Field(default=4000, ge=0)
     """Most characters that the hints add to a rendered prompt, headings included."""
     text_floor: float = Field(default=0.4, ge=0, le=1)
+    """Share of `max_chars` that lines of text may always take."""
     alt_floor: float = Field(default=0.15, ge=0, le=1)
+    """Share of `max_chars` that alt texts may always take."""
     objects_floor: float = Field(default=0.3, ge=0, le=1)
+    """Share of `max_chars` that objects may always take."""
     tags_floor: float = Field(default=0.1, ge=0, le=1)
+    """Share of `max_chars` that tags may always take."""
 
     @model_validator(mode="after")
     def _floors_fit(self) -> Self:
