@@ -1,4 +1,4 @@
-"""Perceptual fusion: web image-text pairs in, hyper-detailed and true captions out."""
+"""Perceptual fusion: web image-text pairs in, detailed captions that rest on evidence out."""
 
 from typing import TYPE_CHECKING
 

@@ -35,12 +35,31 @@ if TYPE_CHECKING:  # imported inside the commands: `fusion --help` is to answer 
     from fusion_pipeline.status import TableState
 
 app = typer.Typer(
-    help="Perceptual fusion: web image-text pairs in, hyper-detailed and true captions out.",
+    help="Perceptual fusion: web image-text pairs in, detailed captions that rest on evidence out.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.add_typer(meta, name="meta")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from fusion_pipeline import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=_version, is_eager=True),
+    ] = False,
+) -> None: ...
+
+
 console = Console(stderr=True)
 """Progress and messages; standard output is for results."""
 

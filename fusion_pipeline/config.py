@@ -568,6 +568,8 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     *parents, leaf = name.split(".")
     here = raw
     for parent in parents:
+        if isinstance(here.get(parent), list):
+            raise ConfigError(f"{override!r}: {parent} is a list: give it whole, {parent}=[...]")
         if not isinstance(here.get(parent), dict):
             here[parent] = {}
         here = here[parent]

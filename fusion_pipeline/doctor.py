@@ -18,6 +18,8 @@ import psutil
 
 from experts.base import ASSETS
 from fusion_pipeline import __version__
+from fusion_pipeline.dataset.storage import Storage
+from fusion_pipeline.errors import FusionError
 from fusion_pipeline.fuse.servers import ServerError
 from fusion_pipeline.fuse.vllm import VllmConfig, server_command
 from fusion_pipeline.pipeline import Pipeline
@@ -48,7 +50,7 @@ def examine(pipeline: Pipeline | None) -> list[Check]:
         _demo(),
         _gpu(),
         *_memory(),
-        _disk(Path(pipeline.config.run) if pipeline else Path.cwd()),
+        _outputs(pipeline.config.run if pipeline else "."),
         *_models(),
         *_ray(pipeline),
     ]
@@ -100,6 +102,16 @@ def _memory() -> Iterator[Check]:
         low = free < _MIN_SHM_GB
         fix = "Ray needs more; containers: --shm-size=2g" if low else ""
         yield Check("shared memory", "warn" if low else "ok", f"{free:.1f} GiB free", fix)
+
+
+def _outputs(run: str) -> Check:
+    if "://" not in run:
+        return _disk(Path(run))
+    try:
+        Storage(run).files("")
+    except (FusionError, ImportError, OSError) as error:
+        return Check("outputs", "missing", f"{run}: {error}", "see docs/running.md, Object stores")
+    return Check("outputs", "ok", f"{run} can be listed")
 
 
 def _disk(place: Path) -> Check:

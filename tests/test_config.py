@@ -216,6 +216,11 @@ def test_two_ways_to_say_the_same_are_equal(tmp_path: Path) -> None:
     assert short == load(tmp_path, SMALL + "experts:\n  - nanodet:\n")
 
 
+def test_a_part_of_a_list_cannot_be_overridden(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"experts is a list: give it whole, experts=\[...\]"):
+        load(tmp_path, SMALL + "experts: [nanodet]", "experts.0=clip")
+
+
 def test_outputs_never_lie_in_the_source(tmp_path: Path) -> None:
     for place, run in (
         ("in", "in/out"), ("in", "./in"), ("file:///data", "/data/out"), ("s3://b/in/", "s3://b/in/out"),

@@ -64,6 +64,8 @@ _REMEDIES = {
     "seed": "set `seed: null`, which leaves it out",
 }
 """By the parameter that a model refuses."""
+_TOO_LONG = ("maximum context length", "longer than the maximum")
+"""As vLLM says it, which has no code for it."""
 _UNSUPPORTED_CODES = {"unsupported_parameter", "unsupported_value", "unknown_parameter"}
 
 
@@ -456,6 +458,10 @@ class Endpoint:
             outcome = completion.outcome()
             if isinstance(outcome, Captioned) and outcome.finish is Finish.BLOCKED:
                 return outcome
+        if status == 400 and (
+            code == "context_length_exceeded" or any(said in error.message for said in _TOO_LONG)
+        ):
+            return CaptionFailed("prompt_too_long")
         after = _retry_after(error.response.headers)
         if (status in AGAIN or status >= 500) and (after or 0.0) <= _MAX_RETRY_AFTER_S:
             raise _Again(f"http_{status}", after, is_charged=status in _COSTLY)

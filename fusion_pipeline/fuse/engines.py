@@ -47,8 +47,8 @@ class EngineChoice(BaseModel):
             value = {"composer": {}}
         if isinstance(value, str):
             raise ValueError(
-                "name an engine: composer, {endpoint: {url: ..., model: ...}}, {vllm: MODEL}, "
-                "{batch: {model: ...}}"
+                f"no engine {value!r} is listed under caption.engines. Name composer, or "
+                "{endpoint: {url: ..., model: ...}}, {vllm: MODEL}, {batch: {model: ...}}"
             )
         if not isinstance(value, dict):
             return value

@@ -84,7 +84,8 @@ def _plan_tar(storage: Storage, name: str, limits: Limits) -> Iterator[PlannedSh
 
 
 def _find_groups(storage: Storage, name: str) -> tuple[list[_Group], str | None]:
-    """Where the rows of a tar lie, and why it ends early, if it does. Reads headers only."""
+    """Where the rows of a tar lie, and why it ends early, if it does. Of a local tar only
+    the headers are read; an object store's client reads ahead."""
     groups: list[_Group] = []
     size, last = storage.size(name), 0
     with storage.open(name) as stream:

@@ -160,7 +160,8 @@ def default_page(run: str, a: str, b: str) -> str:
 
 
 def _check_names(dataset: Dataset, a: str, b: str) -> None:
-    names = [name for name in dataset.table_names() if name.startswith(CAPTIONS)]
+    tables = (name for name in dataset.table_names() if name.startswith(CAPTIONS))
+    names = [name for name in tables if dataset.shards_of(name)]
     there = [name.removeprefix(CAPTIONS) for name in names]
     for name in (a, b):
         if name not in there:

@@ -160,7 +160,7 @@ def test_what_can_be_had_is_committed_and_what_is_to_be_changed_is_said(
     server.refusals = {server.batches[0].error or "": 500}
     code, said = fusion("meta collect", max_requests=3)
     assert (code, "answered HTTP 500" in said) == (1, True)
-    assert "2 requests have failed, unsupported_parameter: set `seed: null`" in said
+    assert "2 requests have failed, unsupported_parameter: set `token_parameter: " in said
     dataset = Dataset.open(tmp_path / "run" / "selected")
     assert sum(table.num_rows for _, table in dataset.iterate(f"captions/{MODEL}")) > 0
     server.code = "too_many_tasks"

@@ -218,7 +218,12 @@ def test_one_engine_serves_several_event_loops(server: OpenAIServer) -> None:
         (Reply(400, error_body("filtered", "content_filter")), Captioned(None, Finish.BLOCKED)),
         # Azure's model inference: a completion under status 400.
         (Reply(400, completion("", "content_filter")), Captioned(None, Finish.BLOCKED, 1234, 56)),
-        (Reply(400, error_body("too long", "context_length_exceeded")), CaptionFailed("http_400")),
+        (Reply(400, error_body("no", "context_length_exceeded")), CaptionFailed("prompt_too_long")),
+        (
+            Reply(400, error_body("This model's maximum context length is 4096 tokens.", None)),
+            CaptionFailed("prompt_too_long"),
+        ),
+        (Reply(400, error_body("no", None)), CaptionFailed("http_400")),
         (Reply(400, b"<html>"), CaptionFailed("http_400")),
         (Reply(413, b""), CaptionFailed("http_413")),
         (Reply(429, error_body("slow down", "rate_limit_exceeded")), CaptionFailed("http_429")),
