@@ -4,6 +4,7 @@
 when the expert is used, so that a heavy dependency costs nothing until then.
 """
 
+import difflib
 import importlib
 import os
 from typing import TYPE_CHECKING
@@ -41,10 +42,26 @@ SHIPPED = ("efficientnet-lite2", "nanodet", "rapidocr")
 """Experts whose weights come with the package: what a config without `experts` runs."""
 
 
+_OF_A_CLASS = ("kind", "version", "uses_tags", "Config", "revision")
+
+
 def load_expert(name: str) -> "type[Expert]":
-    """The class registered under a name. Raises ValueError for an unknown one."""
-    if name not in EXPERTS:
-        raise ValueError(f"no expert is called {name!r}; known: {', '.join(sorted(EXPERTS))}")
-    module, _, attribute = EXPERTS[name].partition(":")
-    loaded: type[Expert] = getattr(importlib.import_module(module), attribute)
+    """The class registered under a name, or that of `module:Class`. Raises ValueError."""
+    if name not in EXPERTS and ":" not in name:
+        near = difflib.get_close_matches(name, EXPERTS, n=1)
+        hint = f"did you mean {near[0]!r}? Known" if near else "known"
+        raise ValueError(
+            f"no expert is called {name!r}; {hint}: {', '.join(sorted(EXPERTS))}. One of your own "
+            "is `module:Class`"
+        )
+    module, _, attribute = EXPERTS.get(name, name).partition(":")
+    try:
+        loaded: type[Expert] = getattr(importlib.import_module(module), attribute)
+    except (ModuleNotFoundError, AttributeError) as error:
+        if name in EXPERTS:
+            raise
+        raise ValueError(f"expert {name!r} can't be imported: {error}") from error
+    for part in _OF_A_CLASS:
+        if not hasattr(loaded, part):
+            raise ValueError(f"{name!r} is no expert: it has no `{part}` (see experts/base.py)")
     return loaded

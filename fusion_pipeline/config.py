@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from experts import EXPERTS, SHIPPED, load_expert
+from experts import SHIPPED, load_expert
 from experts.base import ExpertConfig
 from experts.parquet import ParquetObjects
 from fusion_pipeline.dataset.evidence import MERGED, EvidenceKind
@@ -171,15 +171,12 @@ def _expert_choice(value: object) -> object:
             f"has {len(value)} keys: {', '.join(map(str, value))}"
         )
     ((expert, settings),) = value.items()
-    if expert not in EXPERTS:
-        near = difflib.get_close_matches(str(expert), EXPERTS, n=1)
-        hint = f"did you mean {near[0]!r}? Known" if near else "known"
-        raise ValueError(f"no expert is called {expert!r}; {hint}: {', '.join(sorted(EXPERTS))}")
-    loaded = load_expert(expert)
+    loaded = load_expert(str(expert))
     if not isinstance(settings or {}, dict):
         raise ValueError(f"{expert}: expected a mapping of settings")
     settings = {**(settings or {})}
-    name, hosting = settings.pop("name", expert), settings.pop("hosting", {})
+    default = str(expert).rpartition(":")[2].lower()  # of `module:Class`, the class
+    name, hosting = settings.pop("name", default), settings.pop("hosting", {})
     tiles = settings.pop("tiles", None)
     if tiles is not None and (loaded.kind != EvidenceKind.OBJECTS or loaded is ParquetObjects):
         raise ValueError(f"{expert}.tiles: only detectors that look at images have tiles")

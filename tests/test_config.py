@@ -39,6 +39,8 @@ def load(tmp_path: Path, text: str, *overrides: str) -> Config:
         ("export: {where: [[look.layout, in, wide]]}", "export.where", "'in' needs a list"),
         ("export: {where: [[look.layout, ==, [wide]]]}", "export.where", "'==' needs one value"),
         ("export: {where: [[look.layout, ==, null]]}", "export.where", "None is no number, text"),
+        ("experts: ['nowhere.here:Me']", "experts", "'nowhere.here:Me' can't be imported: No"),
+        ("experts: ['experts.base:Hardware']", "experts", "is no expert: it has no `kind`"),
         ("experts: [nanodet, yolo]", "experts", "no expert is called 'yolo'; known: "),
         ("experts: [nanodet, rapidocr, nanodet]", "experts", "'nanodet' is there twice"),
         ("experts: [nanodet, nanodet: {score_floor: 0.2}]", "experts", "there twice"),

@@ -139,7 +139,7 @@ def progress_bars(console: Console) -> Iterator[Progress]:
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("shards"),
-        TextColumn("{task.fields[samples]:,} samples"),
+        TextColumn("{task.fields[rows]:,} rows"),
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
         console=console,
@@ -170,7 +170,7 @@ def drive(
         shards = sorted({shard for todo in pending.values() for shard in todo})
         for step in chain.steps:
             tasks[step.work.name] = progress.add_task(
-                step.work.name, total=len(pending[step.table]), samples=0, rate=""
+                step.work.name, total=len(pending[step.table]), rows=0, rate=""
             )
         for result in run(chain, shards):
             log.add(result)
@@ -179,9 +179,9 @@ def drive(
                 continue
             committed += 1
             task = progress.tasks[tasks[result.step]]
-            samples = task.fields["samples"] + result.rows
-            rate = f"{samples / max(time.monotonic() - started, 1e-9):,.1f}/s"
-            progress.update(task.id, advance=1, samples=samples, rate=rate)
+            rows = task.fields["rows"] + result.rows
+            rate = f"{rows / max(time.monotonic() - started, 1e-9):,.1f}/s"
+            progress.update(task.id, advance=1, rows=rows, rate=rate)
             counter.add(result)
     return committed
 

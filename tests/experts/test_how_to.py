@@ -1,5 +1,6 @@
 """docs/how-to/add-an-expert.md, followed to the letter in a copy of the sources."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -64,3 +65,24 @@ def run(folder: Path, *arguments: str) -> None:
         env={"PYTHONPATH": str(folder), "PATH": "/usr/bin:/bin", "HOME": str(folder)},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def test_an_expert_of_another_package(tmp_path: Path) -> None:
+    (expert, *_) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "shelf").mkdir()
+    (tmp_path / "shelf" / "colours.py").write_text(expert, encoding="utf-8")
+    settings = {
+        "run": "out", "source": {"folder": "photos"}, "filter": {"min_short_edge": 64},
+        "select": {"clusters": 1}, "experts": [{"shelf.colours:Colours": {"score_floor": 0.2}}],
+        "runner": {"workers": 1},
+    }  # fmt: skip
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(settings))
+    (tmp_path / "photos").mkdir()
+    shutil.copy(ROOT / "docs" / "images" / "report.png", tmp_path / "photos" / "one.png")
+    paths = f"{ROOT}:{tmp_path}"
+    command = [sys.executable, "-m", "fusion_pipeline", "run", "mine.yaml", "--until", "hints"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths}, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    assert list((tmp_path / "out" / "selected" / "tables" / "tags" / "colours").rglob("*.parquet"))

@@ -60,7 +60,7 @@ def test_parameters_that_the_model_refuses_are_named(server: BatchServer, tmp_pa
     job.collect()
     assert outcomes_of(job) == {"http_400": 3}
     (said,) = notes(entries(job), {})
-    assert said.startswith("3 requests have failed, unsupported_parameter: set `seed: null`")
+    assert said.startswith("3 requests have failed, unsupported_parameter: set `token_parameter")
 
 
 def test_the_most_tokens_of_an_answer_have_one_name() -> None:
