@@ -145,7 +145,7 @@ def test_the_log_is_kept_when_the_run_breaks(tmp_path: Path) -> None:
     assert [line["step"] for line in read_run_log(dataset.storage)] == ["a"]
 
 
-def test_progress_shows_stages_shards_and_samples(tmp_path: Path) -> None:
+def test_progress_shows_stages_shards_and_rows(tmp_path: Path) -> None:
     shown = io.StringIO()
     console = Console(file=shown, width=160)
     drive_toy(tmp_path, Fuse(1.0), console)
@@ -154,5 +154,5 @@ def test_progress_shows_stages_shards_and_samples(tmp_path: Path) -> None:
     assert list(table) == ["toy-source", "a", "b", "nested/c"]
     for line in table.values():
         assert "6/6" in line
-        assert line[line.index("samples") - 1] == str(len(SHARDS) * ROWS)
+        assert line[line.index("rows") - 1] == str(len(SHARDS) * ROWS)
         assert any(word.endswith("/s") for word in line)
