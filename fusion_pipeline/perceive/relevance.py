@@ -39,7 +39,7 @@ class Relevance:
     label: str
     resources: Resources = CPU_WORKER
 
-    version = 1
+    version = 2
     reads: tuple[str, ...] = (ALT_TEXTS,)
     columns: Sequence[pa.Field] = (pa.field("relevance", pa.list_(pa.float32())),)
 

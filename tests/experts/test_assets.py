@@ -24,8 +24,9 @@ def test_the_notice_names_each_file_with_its_hash(path: Path) -> None:
 def test_onnx_runtime_reports_to_nobody(tmp_path: Path) -> None:
     """It keeps an id of the machine for that, in the home folder."""
     code = (
-        "import time; from experts.tagging.efficientnet_lite2 import EfficientNetLite2 as Net;"
-        "import numpy as np; Net(1).embed([np.zeros((300, 300, 3), np.uint8)]); time.sleep(3)"
+        "import time; import numpy as np; from experts.base import Hardware; "
+        "from experts.tagging.efficientnet_lite2 import EfficientNetLite2 as Net; "
+        "Net(Hardware()).embed([np.zeros((300, 300, 3), np.uint8)]); time.sleep(3)"
     )
     environment = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=120)
