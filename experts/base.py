@@ -13,20 +13,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 
+from fusion_pipeline.config_model import ConfigModel
 from fusion_pipeline.dataset.evidence import Evidence, EvidenceKind, Tag
 from fusion_pipeline.dataset.images import RGB
 
 ASSETS = Path(__file__).parent / "assets"
 
 
-class ExpertConfig(BaseModel):
+class ExpertConfig(ConfigModel):
     """Base of every expert's settings: unknown fields are errors, values never change."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=()
-    )
+    model_config = ConfigDict(protected_namespaces=())
 
     def fingerprint_fields(self) -> dict[str, Any]:
         """The settings that change the output, JSON-able; the weights are `Expert.revision`'s."""

@@ -217,7 +217,7 @@ def _print_export(exported: Mapping[str, Any]) -> None:
     parts = [f"export: {exported['samples']:,} samples"]
     parts += [f"{exported[name]:,} {words}" for name, words in told.items() if exported[name]]
     if exported["state"] == "outdated":
-        parts.append("[yellow]outdated (the next run makes it anew)[/]")
+        parts.append("[yellow]outdated: its tables or rules have changed since[/]")
     Console().print("; ".join(parts), highlight=False)
 
 

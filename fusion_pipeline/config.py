@@ -10,7 +10,6 @@ from typing import Any, Literal
 import yaml
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Field,
     SerializeAsAny,
     ValidationError,
@@ -22,6 +21,7 @@ from pydantic import (
 from experts import SHIPPED, load_expert
 from experts.base import ExpertConfig
 from experts.parquet import ParquetObjects
+from fusion_pipeline.config_model import ConfigModel
 from fusion_pipeline.dataset.evidence import MERGED, EvidenceKind
 from fusion_pipeline.dataset.images import MAX_PIXELS
 from fusion_pipeline.errors import FusionError
@@ -40,11 +40,7 @@ class ConfigError(FusionError):
     """A configuration that can't be used."""
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class SourceConfig(_Model):
+class SourceConfig(ConfigModel):
     """Where image-text pairs come from: exactly one of `webdataset` and `folder`."""
 
     webdataset: str | None = None
@@ -67,12 +63,12 @@ class SourceConfig(_Model):
         return self
 
 
-class FilterConfig(_Model):
+class FilterConfig(ConfigModel):
     min_short_edge: int = Field(448, ge=1)
     """Pixels; the paper's 448."""
 
 
-class CopiesConfig(_Model):
+class CopiesConfig(ConfigModel):
     """Near-exact copies: the embedding proposes pairs, an aligned pixel check confirms them."""
 
     propose: float = Field(0.75, ge=-1, le=1)
@@ -83,7 +79,7 @@ class CopiesConfig(_Model):
     """Limits of the pixel check (docs/selection.md)."""
 
 
-class DuplicatesConfig(_Model):
+class DuplicatesConfig(ConfigModel):
     """Semantic duplicates: embeddings alone decide."""
 
     rule: Literal["greedy", "semdedup", "off"] = "greedy"
@@ -97,7 +93,7 @@ class DuplicatesConfig(_Model):
         return "off" if value is False else value  # YAML reads a bare `off` as false
 
 
-class SelectConfig(_Model):
+class SelectConfig(ConfigModel):
     clusters: int = Field(50_000, ge=1)
     """Of k-means; the paper's 50,000."""
     iterations: int = Field(100, ge=1)
@@ -116,7 +112,7 @@ class SelectConfig(_Model):
     """Samples a shard of the selected dataset."""
 
 
-class Hosting(_Model):
+class Hosting(ConfigModel):
     """What each worker of an expert gets. Only `threads` may change what comes out."""
 
     gpus: float = Field(0.0, ge=0)
@@ -131,7 +127,7 @@ class Hosting(_Model):
     """Reserved for each worker."""
 
 
-class ExpertChoice(_Model):
+class ExpertChoice(ConfigModel):
     """One expert, with its own settings and what its workers get."""
 
     expert: str
@@ -220,7 +216,7 @@ def _no_twins(value: list[ExpertChoice]) -> list[ExpertChoice]:
     return value
 
 
-class BlurConfig(_Model):
+class BlurConfig(ConfigModel):
     """What is made unrecognisable in exported images: faces, unless another detector is named. The
     data set keeps its images as they are, and prompts are told nothing of these boxes."""
 
@@ -272,7 +268,7 @@ class BlurConfig(_Model):
         return self
 
 
-class SampleConfig(_Model):
+class SampleConfig(ConfigModel):
     """Caption a part of the selected images: the paper's meta set is 100K of 1M."""
 
     size: int = Field(100_000, ge=1)
@@ -284,12 +280,12 @@ class SampleConfig(_Model):
     at least one row of each as far as `size` allows."""
 
 
-class CaptionConfig(_Model):
+class CaptionConfig(ConfigModel):
     template: str = "engine-v1"
     """`engine-v1` or `meta-v1`, or the path of your own, `*.jinja` (docs/captions.md)."""
     engine: EngineChoice = EngineChoice(composer=ComposerConfig(), name="composer")
     """Or the name of one of `engines`."""
-    engines: dict[str, EngineChoice] = {}
+    engines: dict[str, EngineChoice] = Field(default_factory=dict)
     """Engines to choose from, each with a table of its own: `captions/<name>`."""
     sample: SampleConfig | None = None
     """Which rows are captioned: `{size: 100000, seed: 0, by: plain}`; null: all."""
@@ -332,7 +328,7 @@ class CaptionConfig(_Model):
         return value
 
 
-class RunnerConfig(_Model):
+class RunnerConfig(ConfigModel):
     """How steps run. Nothing here changes what comes out, but for images that exceed a limit."""
 
     ray_address: str | None = None
@@ -356,7 +352,7 @@ class RunnerConfig(_Model):
     """After SIGTERM the steps that have begun get so long to finish."""
 
 
-class ReportConfig(_Model):
+class ReportConfig(ConfigModel):
     cards: int = Field(48, ge=0)
     """Samples shown with all their evidence."""
     groups: int = Field(24, ge=0)
@@ -373,10 +369,10 @@ def _can_be_compared(value: object) -> bool:
     return isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
 
 
-class ExportConfig(_Model):
+class ExportConfig(ConfigModel):
     """Which of the captioned samples are exported."""
 
-    where: list[Filter] = []
+    where: list[Filter] = Field(default_factory=list)
     """All of these hold, such as `[look.sharpness, ">", 15]`; columns are called as in
     docs/reading.md. A value that is null holds for none."""
 
@@ -410,7 +406,7 @@ _OF_TAGGERS = {"vocabulary", "templates", "score_floor", "max_tags"}
 """Settings that a model has as a tagger alone."""
 
 
-class Config(_Model):
+class Config(ConfigModel):
     run: str
     """Folder of all outputs."""
     source: SourceConfig

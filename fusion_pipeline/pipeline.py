@@ -144,7 +144,7 @@ class Pipeline:
     def report(self) -> "Report":
         from fusion_pipeline.report.html import Report
 
-        settings = self.config.report
+        settings, counts = self.config.report, self.export.counts()
         return Report(
             title=Path(self.config.run).name,
             pool=self.pool,
@@ -162,7 +162,7 @@ class Pipeline:
                 EvidenceKind.OBJECTS: self.config.hints.object_threshold,
             },
             sample=tuple(step.name for step in [self.sample] if step),
-            exported=self.export.counts() if self.export.is_current() else None,
+            exported=counts._asdict() if counts and self.export.is_current() else {},
         )
 
     def outputs(self) -> list[str]:

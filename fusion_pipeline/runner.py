@@ -18,9 +18,10 @@ from fusion_pipeline.dataset.artifacts import (
     inputs_of,
     keep_artifact,
 )
+from fusion_pipeline.dataset.filters import ReadingError
 from fusion_pipeline.dataset.layout import Dataset
 from fusion_pipeline.dataset.lease import as_holder, hold_lease
-from fusion_pipeline.dataset.reading import Reader, ReadingError, check_where
+from fusion_pipeline.dataset.reading import Reader, check_where
 from fusion_pipeline.dataset.schemas import SAMPLES
 from fusion_pipeline.dataset.tables import FingerprintMismatchError, NoTableError
 from fusion_pipeline.engine.again import Again
@@ -324,7 +325,7 @@ class Runner:
     def _run_global(self, phase: GlobalPhase, token: str) -> None:
         dataset, artifact = phase.dataset, phase.artifact
         if not self._is_due(phase):
-            keep_artifact(dataset, artifact.name, token, artifact.made_by)
+            keep_artifact(dataset, artifact.name, token)
             if phase.writes:
                 dataset.describe_table(dataset.version(phase.writes), token)
             return

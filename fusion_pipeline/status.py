@@ -62,16 +62,16 @@ def table_states(pipeline: Pipeline, dataset: Dataset) -> list[TableState]:
 
 
 def export_state(pipeline: Pipeline) -> dict[str, Any]:
-    """`state`: missing, current or outdated, which the next run makes anew; of one that is there
-    also what it holds, and how many captioned samples it leaves out."""
+    """`state`: missing, current or outdated (other tables or rules than there are now); of one that
+    is there also what it holds, and how many captioned samples it leaves out."""
     export = pipeline.export
     counts = export.counts()
     if counts is None:
         return {"state": "missing"}
-    current = {step.table: export.selected.current(step.table) for step in pipeline.rules()}
+    versions = [(step, export.selected.current(step.table)) for step in pipeline.rules()]
     is_current = export.is_current() and all(
-        (version := current[step.table]) and version.made_by.hash == step.made_by.hash
-        for step in pipeline.rules()
+        version is not None and version.made_by.hash == step.made_by.hash
+        for step, version in versions
     )
     return {"state": "current" if is_current else "outdated", **counts._asdict()}
 

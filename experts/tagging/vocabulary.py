@@ -291,7 +291,7 @@ def relevance(
     found: list[list[float]] = [[] for _ in texts]
     if pairs:
         seen = model.embed_images(images)
-    for start in range(0, len(pairs), _TEXTS):  # a placeholder image may have thousands
+    for start in range(0, len(pairs), _TEXTS):  # one image may have thousands of texts
         part = pairs[start : start + _TEXTS]
         told = model.embed_texts([text for _, text in part])
         cosines = (told * seen[[image for image, _ in part]]).sum(axis=1)

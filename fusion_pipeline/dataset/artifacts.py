@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -83,15 +83,10 @@ def lift_artifact(dataset: Dataset, name: str, data: bytes, token: str) -> None:
     _commit(dataset.storage, name, "", data, token)
 
 
-def keep_artifact(
-    dataset: Dataset, name: str, token: str, made_by: Fingerprint | None = None
-) -> None:
+def keep_artifact(dataset: Dataset, name: str, token: str) -> None:
     """Commit an artifact that is there once more, as the holder of the lease: from then on no run
     that was frozen can replace it. Raises LeaseError, NoTableError."""
-    pointer = _need(dataset.storage, name)
-    if made_by is not None:
-        pointer = replace(pointer, fields={**made_by.fields})
-    _point(dataset.storage, name, pointer, token)
+    _point(dataset.storage, name, _need(dataset.storage, name), token)
 
 
 def _commit(

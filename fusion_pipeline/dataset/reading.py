@@ -17,10 +17,8 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import reduce
-from operator import and_, or_
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,12 +28,20 @@ import pyarrow.parquet as pq
 from fsspec.utils import merge_offset_ranges
 
 from fusion_pipeline.dataset.evidence import EvidenceKind
+from fusion_pipeline.dataset.filters import (
+    IMAGE,
+    Predicate,
+    ReadingError,
+    Where,
+    names_in,
+    tables_of,
+    to_expression,
+)
 from fusion_pipeline.dataset.images import EXTENSIONS
 from fusion_pipeline.dataset.layout import Dataset, TableVersion
 from fusion_pipeline.dataset.samples import sample_key
 from fusion_pipeline.dataset.schemas import SAMPLES, SOURCES
 from fusion_pipeline.dataset.tables import Footer
-from fusion_pipeline.errors import FusionError
 
 if TYPE_CHECKING:  # imported where they are needed: reading Arrow tables needs none of them
     import pandas as pd
@@ -43,21 +49,12 @@ if TYPE_CHECKING:  # imported where they are needed: reading Arrow tables needs 
     import webdataset
 
 KEY = "key"
-IMAGE = "image"
-"""The encoded original bytes; a column of no table."""
-
-Predicate = tuple[str, str, Any]
-Where: TypeAlias = Sequence[Predicate] | Sequence[Sequence[Predicate]] | pc.Expression
 
 _GAP = 256 * 1024
 """Bytes between two wanted images of a tar that are read along, rather than asked around: about
 what an object store sends in the time of one more request, sixteen at a time."""
 _REQUESTS = 16
 _ROW = "__row__"
-
-
-class ReadingError(FusionError):
-    """What was asked for is not there, or does not fit together; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +137,7 @@ class Reader:
         if where is None or isinstance(where, pc.Expression):
             tests = catalog.columns([KEY, *(c.name for c in chosen if c.field != IMAGE)])
         else:
-            tests = catalog.columns(_names_in(where))
+            tests = catalog.columns(names_in(where))
         tables = _tables_of([*chosen, *tests])
         keyed = [[replace(c, table=c.table or tables[0]) for c in some] for some in (chosen, tests)]
         selection = Selection(
@@ -149,7 +146,7 @@ class Reader:
             columns=tuple(keyed[0]),
             shards=tuple(catalog.complete(tables, allow_missing)),
             tests=tuple(keyed[1]),
-            where=None if where is None else _expression(where, keyed[1]),
+            where=None if where is None else to_expression(where, _schema_of(keyed[1])),
             allow_stale=allow_stale,
         )
         if len(tables) > 1 and not allow_stale:
@@ -176,7 +173,7 @@ class Selection:
 
     @property
     def schema(self) -> pa.Schema:
-        return pa.schema([(column.name, column.type) for column in self.columns])
+        return _schema_of(self.columns)
 
     def read_shard(self, shard: int) -> pa.Table:
         """The selected rows of one shard, every byte checked.
@@ -368,12 +365,6 @@ class _ShardTables:
         )
 
 
-def tables_of(where: Sequence[Predicate]) -> list[str]:
-    """The tables that filters look at, each once. Raises ReadingError."""
-    columns = (name.partition("[")[0] for name in _names_in(where))
-    return [table for table in dict.fromkeys(c.rpartition(".")[0] for c in columns) if table]
-
-
 def check_where(
     where: Sequence[Predicate], dataset: Dataset, schemas: Mapping[str, pa.Schema]
 ) -> None:
@@ -384,9 +375,9 @@ def check_where(
             near = difflib.get_close_matches(table, schemas, n=1)
             hint = f"did you mean {near[0]!r}? There will be" if near else "there will be"
             raise ReadingError(f"this config makes no table {table!r}; {hint} {', '.join(schemas)}")
-    columns = _Catalog(dataset, schemas).columns(_names_in(where))
-    for filters in where:
-        _expression([filters], columns)
+    columns = _schema_of(_Catalog(dataset, schemas).columns(names_in(where)))
+    for one in where:
+        to_expression([one], columns)
 
 
 class _Catalog:
@@ -524,6 +515,10 @@ class _Catalog:
         )
 
 
+def _schema_of(columns: Sequence[Column]) -> pa.Schema:
+    return pa.schema([(column.name, column.type) for column in columns])
+
+
 def _place(root: str, name: str, exists: Mapping[str, bool]) -> str:
     return f"{root}/{name}{'' if exists[name] else ' (not there yet)'}"
 
@@ -560,63 +555,6 @@ def _tables_of(columns: Sequence[Column]) -> list[str]:
             f"alone. `{SOURCES}.row_id` is what `{SAMPLES}.row_ids` lists."
         )
     return tables
-
-
-def _names_in(where: Sequence[Any]) -> list[str]:
-    """The columns that filters name. Raises ReadingError."""
-    try:
-        conjunctions = [where] if isinstance(where[0][0], str) else where
-        names = [predicate[0] for conjunction in conjunctions for predicate in conjunction]
-    except (IndexError, KeyError, TypeError) as error:
-        raise _bad_where(where, f"no list of (column, operator, value){_FORMS}") from error
-    if IMAGE in names:
-        raise _bad_where(where, "the bytes of an image can't be compared")
-    return names
-
-
-def _expression(where: Where, tests: Sequence[Column]) -> pc.Expression:
-    """The filter, tried on no rows of these columns. Raises ReadingError."""
-    nothing = pa.schema([(column.name, column.type) for column in tests]).empty_table()
-    try:
-        expression = where if isinstance(where, pc.Expression) else _any_of(where, nothing.schema)
-        nothing.filter(expression)
-    except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
-        why = str(error).partition("\n")[0]
-        if not isinstance(error, pa.ArrowException):
-            why += _FORMS
-        if isinstance(where, pc.Expression):
-            why += f" (an Expression sees the selected columns: {', '.join(nothing.column_names)})"
-        raise _bad_where(where, why) from error
-    return expression
-
-
-def _any_of(where: Sequence[Any], schema: pa.Schema) -> pc.Expression:
-    conjunctions = [where] if isinstance(where[0][0], str) else where
-    held = [[_holds(predicate, schema) for predicate in every] for every in conjunctions]
-    return reduce(or_, (reduce(and_, every) for every in held))
-
-
-def _holds(predicate: Predicate, schema: pa.Schema) -> pc.Expression:
-    """As pyarrow has it, but that a null holds for `not in` no more than for others, and that
-    numbers are compared as they would be stored: 0.3 is not less than a score of 0.3."""
-    name, operator, value = predicate
-    if pa.types.is_float32(schema.field(name).type):
-        is_list = isinstance(value, list | tuple | set)
-        asked = value if is_list else [value]
-        stored = [np.float32(one) if isinstance(one, float) else one for one in asked]
-        value = stored if is_list else stored[0]
-    expression = pq.filters_to_expression([(name, operator, value)])
-    return expression & pc.field(name).is_valid() if operator == "not in" else expression
-
-
-_FORMS = (
-    '. Filters are those of pyarrow.parquet.read_table: [("samples.width", ">=", 448)], lists of '
-    "such lists (any of them), or an Expression"
-)
-
-
-def _bad_where(where: object, why: str) -> ReadingError:
-    return ReadingError(f"where={where!s}: {why}.")
 
 
 def _mismatch(footers: Mapping[str, Footer]) -> str | None:

@@ -98,8 +98,16 @@ class Incident:
 class _Death(Exception):
     """The child is gone."""
 
-    def __init__(self, cause: str, watch: Watch, stack: str = "", error: Exception | None = None):
-        super().__init__(cause)
+    def __init__(
+        self,
+        cause: str,
+        watch: Watch,
+        stack: str = "",
+        error: Exception | None = None,
+        limit: str = "",
+    ):
+        """`cause` may go into tables; `limit`, that it went over, may be another machine's."""
+        super().__init__(f"{cause} {limit}".rstrip())
         self.cause, self.stack, self.error = cause, stack, error
         self.step, self.row = watch.step, watch.row
 
@@ -156,7 +164,7 @@ class _Child:
             if isinstance(answer, Done):
                 return
             if isinstance(answer, ResourceError):
-                raise self._ended(str(answer), answer)
+                raise self._ended(str(answer), error=answer)
             if isinstance(answer, Exception):
                 raise answer
             if answer is not None:
@@ -168,7 +176,7 @@ class _Child:
                     told = since
                     yield None
             elif time.monotonic() - since > allowed:
-                raise self._ended(f"silent for {allowed:.0f} s", stack=self._ask_for_stack())
+                raise self._ended("silent", self._ask_for_stack(), limit=f"for {allowed:.0f} s")
             self._check_memory()
 
     def _check_memory(self) -> None:
@@ -178,8 +186,7 @@ class _Child:
             return  # its connection says so, too
         if used > self._memory:
             stack = self._ask_for_stack()
-            limit = f"memory over {self._memory / 2**30:.1f} GiB"
-            raise self._ended(limit, stack=stack)
+            raise self._ended("memory", stack, limit=f"over {self._memory / 2**30:.1f} GiB")
 
     def _ask_for_stack(self) -> str:
         self._process.send_signal(SHOW_STACK)
@@ -196,8 +203,10 @@ class _Child:
         self.close()
         return death
 
-    def _ended(self, cause: str, error: Exception | None = None, stack: str = "") -> _Death:
-        death = _Death(cause, self.watch, stack, error)
+    def _ended(
+        self, cause: str, stack: str = "", error: Exception | None = None, limit: str = ""
+    ) -> _Death:
+        death = _Death(cause, self.watch, stack, error, limit)
         self.close()
         return death
 
@@ -233,7 +242,7 @@ class Guard:
                     names = ", ".join(step.work.name for step in self.chain.steps)
                     raise StageError(
                         f"the worker process of {names} died {deaths} times while it loaded its "
-                        f"models ({_explained(death.cause)}){_at(death.stack)}"
+                        f"models ({_explained(death)}){_at(death.stack)}"
                     ) from death.error
 
     def run(self, shard: int) -> Iterator[ShardResult | Incident | None]:
@@ -304,7 +313,7 @@ class _Inquest:
             verdict = self._in_step(number, death)
         name = self.chain.steps[number].work.name
         self.lost[name] += 1
-        return Incident(name, self.shard, row, death.cause, verdict, death.stack)
+        return Incident(name, self.shard, row, str(death), verdict, death.stack)
 
     def _at_row(self, number: int, row: int, death: _Death) -> str:
         step = self.chain.steps[number]
@@ -351,23 +360,20 @@ class _Inquest:
     def _broken(self, number: int, what: str, death: _Death) -> StageError:
         return StageError(
             f"stage {self.chain.steps[number].work.name!r} {what} on shard {self.shard}: "
-            f"{_explained(death.cause)}{_at(death.stack)}. Finished shards are kept."
+            f"{_explained(death)}{_at(death.stack)}. Finished shards are kept."
         )
 
 
 def _typed(death: _Death) -> str:
-    """The cause as it goes into tables: without addresses, places, and limits, which may be another
-    machine's."""
-    if isinstance(death.error, HostMemoryError):
-        return "MemoryError"
-    return "memory" if death.cause.startswith("memory ") else death.cause.partition(" for ")[0]
+    """The cause as it goes into tables: without addresses and places."""
+    return "MemoryError" if isinstance(death.error, HostMemoryError) else death.cause
 
 
-def _explained(cause: str) -> str:
+def _explained(death: _Death) -> str:
     """The cause, with the setting that it hangs on."""
     settings = {"silent": "runner.stall_minutes", "memory": "runner.worker_memory_gb"}
-    setting = settings.get(cause.split()[0])
-    return f"{cause}, see {setting}" if setting else cause
+    setting = settings.get(death.cause)
+    return f"{death}, see {setting}" if setting else str(death)
 
 
 def _at(stack: str) -> str:

@@ -7,16 +7,18 @@ export/manifest.json       what it was made from
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from fusion_pipeline.dataset.artifacts import inputs_of
 from fusion_pipeline.dataset.evidence import Box
+from fusion_pipeline.dataset.filters import Predicate, tables_of
 from fusion_pipeline.dataset.fingerprints import short_hash
 from fusion_pipeline.dataset.images import ImageInfo, decode, encode, to_loadable
 from fusion_pipeline.dataset.layout import Dataset
-from fusion_pipeline.dataset.reading import Predicate, Reader, Selection, tables_of
+from fusion_pipeline.dataset.reading import Reader, Selection
 from fusion_pipeline.dataset.storage import Storage
 from fusion_pipeline.errors import FusionError
 from fusion_pipeline.export.blur import Blur, blur
@@ -97,23 +99,20 @@ class Export:
         provenance = self._provenance()
         wanted = self._wanted()
         self._start(inputs)
-        count = withheld = blurred = unwanted = 0
+        count = blurred = 0
+        left_out = Counter[str]()
         with self.out.writer(LLAVA) as llava, self.out.writer(DENSEFUSION) as dense:
             for record, boxes in self._records(wanted):
-                match record:
-                    case "withheld":
-                        withheld += 1
-                        continue
-                    case "unwanted":
-                        unwanted += 1
-                        continue
+                if isinstance(record, str):
+                    left_out[record] += 1
+                    continue
                 blurred += bool(boxes)
                 llava.write("[\n" if count == 0 else ",\n")
                 llava.write(json.dumps(_llava(record), ensure_ascii=False))
                 dense.write(json.dumps({**record, **provenance}, ensure_ascii=False) + "\n")
                 count += 1
             llava.write("\n]\n" if count else "[]\n")
-        exported = Exported(count, withheld, blurred, unwanted)
+        exported = Exported(count, left_out["withheld"], blurred, left_out["unwanted"])
         manifest = {"inputs": inputs, **exported._asdict(), **provenance}
         self.out.put(MANIFEST, json.dumps(manifest, indent=1).encode())
         return exported

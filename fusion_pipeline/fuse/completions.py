@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from fusion_pipeline.config_model import ConfigModel
 from fusion_pipeline.fuse.base import (
     Captioned,
     CaptionFailed,
@@ -33,13 +34,11 @@ _MOST_TOKENS = 10**7
 """Of one completion: more than any model reads. Bills and bounds go by the numbers."""
 
 
-class CompletionConfig(BaseModel):
+class CompletionConfig(ConfigModel):
     """What is asked for. Every field changes captions."""
 
     # Inputs stay out of validation errors: a key pasted into the wrong field must not be printed.
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, hide_input_in_errors=True
-    )
+    model_config = ConfigDict(hide_input_in_errors=True)
 
     model: str = Field(min_length=1)
     """Name under which the endpoint serves the model."""
@@ -56,7 +55,7 @@ class CompletionConfig(BaseModel):
     """Long edge in pixels of the image sent; larger images are scaled down."""
     detail: Literal["auto", "low", "high"] | None = None
     """The API's `image_url.detail`; null leaves it out."""
-    extra_body: dict[str, Any] = {}
+    extra_body: dict[str, Any] = Field(default_factory=dict)
     """Further fields of the request, such as `{repetition_penalty: 1.05}` of vLLM's API."""
 
     @field_validator("extra_body")

@@ -14,8 +14,9 @@ from typing import ClassVar
 
 import cv2
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from fusion_pipeline.config_model import ConfigModel
 from fusion_pipeline.dataset.blocks import reading_order
 from fusion_pipeline.dataset.colours import Names, name_colours, shares_of, small_lab
 from fusion_pipeline.dataset.evidence import Box, DetectedObject, Tag, TextLine, area
@@ -24,10 +25,8 @@ from fusion_pipeline.fuse import base
 from fusion_pipeline.prompts.untrusted import MAX_LABEL_CHARS, clean
 
 
-class ComposerConfig(BaseModel):
+class ComposerConfig(ConfigModel):
     """Scores, 0..1, from which evidence is believed: higher than for hints, as nobody checks."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     tag_threshold: float = Field(default=0.6, ge=0, le=1)
     """For a tag."""

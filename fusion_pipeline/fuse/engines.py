@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from fusion_pipeline.config_model import ConfigModel
 from fusion_pipeline.dataset.layout import Dataset
 from fusion_pipeline.engine.stage import CPU_WORKER, Resources
 from fusion_pipeline.fuse.base import CaptionEngine
@@ -27,11 +28,9 @@ _MARGIN_S = 120.0
 _KINDS = ("composer", "endpoint", "vllm", "batch")
 
 
-class EngineChoice(BaseModel):
+class EngineChoice(ConfigModel):
     """The caption engine: `composer`, `{endpoint: {url: ..., model: ...}}`, `{vllm: MODEL}`,
     `{batch: {model: ...}}`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     composer: ComposerConfig | None = None
     endpoint: EndpointConfig | None = None

@@ -4,8 +4,9 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from fusion_pipeline.config_model import ConfigModel
 from fusion_pipeline.errors import FusionError
 
 
@@ -13,10 +14,8 @@ class BudgetError(FusionError):
     """What is left of the budget does not pay for one more request. Stops the run."""
 
 
-class Prices(BaseModel):
+class Prices(ConfigModel):
     """US dollars per million tokens."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     input: float = Field(ge=0)
     """Dollars per million tokens of prompts."""

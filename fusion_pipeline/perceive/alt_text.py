@@ -22,8 +22,9 @@ import py3langid
 import pyarrow as pa
 from ftfy import fix_encoding
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from fusion_pipeline.config_model import ConfigModel
 from fusion_pipeline.dataset.evidence import ALT_TEXTS, CLEANED
 from fusion_pipeline.dataset.rows import Ok, build_table
 from fusion_pipeline.engine.stage import CPU_WORKER, Resources, ShardBlock, Worker
@@ -63,9 +64,7 @@ class Reason(StrEnum):
     """The same words as an earlier text of this sample."""
 
 
-class AltTextConfig(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
+class AltTextConfig(ConfigModel):
     max_chars: int = Field(default=4096, ge=16, le=16384)
     """Characters of a raw text that are read. HTML parsers of older Pythons need quadratic time for
     hostile tags, so this bounds the cost of a text."""

@@ -13,8 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from fusion_pipeline.config_model import ConfigModel
 from fusion_pipeline.dataset.evidence import Box, DetectedObject, Tag, area, iou, shared_area
 from fusion_pipeline.perceive.labels import is_kind_of, similarity
 
@@ -27,10 +28,8 @@ _PART = 0.8
 """Share of a box inside another one from which it is a part of it."""
 
 
-class MergeConfig(BaseModel):
+class MergeConfig(ConfigModel):
     """How evidence moves scores. Weights are in log-odds: 2 takes 0.3 to 0.76, -2 to 0.05."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     same_iou: float = Field(default=0.55, gt=0, le=1)
     """Overlap (intersection over union) from which boxes of one meaning are one thing."""

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from experts.base import Context, Expert
+from fusion_pipeline.config_model import ConfigModel
 from fusion_pipeline.dataset.evidence import Box, DetectedObject, Evidence
 from fusion_pipeline.dataset.images import RGB
 
@@ -25,9 +26,7 @@ _BORDER = 0.01
 """Distance from a tile's edge, as a share of it, under which a thing may go on beyond it."""
 
 
-class TilesConfig(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
+class TilesConfig(ConfigModel):
     edge: int = Field(ge=64)
     """Pixels of a tile's edges in the stored image; one to two times the detector's input."""
     overlap: float = Field(default=0.25, ge=0, le=0.5)

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from fusion_pipeline.config_model import ConfigModel
 from fusion_pipeline.dataset.blocks import reading_order
 from fusion_pipeline.dataset.evidence import (
     Box,
@@ -30,7 +31,7 @@ from fusion_pipeline.prompts.untrusted import MAX_LABEL_CHARS, clean
 T = TypeVar("T")
 
 
-class HintConfig(BaseModel):
+class HintConfig(ConfigModel):
     """Thresholds and budgets. Scores are 0..1, areas are shares of the frame, lengths characters.
 
     The budget is kept like this: every kind first takes items up to its own floor (a share of
@@ -39,8 +40,6 @@ class HintConfig(BaseModel):
     the end of: reading order (text), the given order (alt texts), the balanced draw (objects),
     falling score (tags).
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     tag_threshold: float = Field(default=0.3, ge=0, le=1)
     """Score from which a tag is told."""

@@ -28,7 +28,6 @@ from fusion_pipeline.dataset.fingerprints import canonical_json, short_hash
 from fusion_pipeline.dataset.layout import Dataset
 from fusion_pipeline.dataset.schemas import SAMPLES
 from fusion_pipeline.dataset.storage import Storage
-from fusion_pipeline.export.captions import Exported
 from fusion_pipeline.report.agreement import count_agreement
 from fusion_pipeline.report.cards import colours_of, make_cards
 from fusion_pipeline.report.failures import list_failures
@@ -71,8 +70,8 @@ class Report:
     """Scores from which evidence is believed, by kind."""
     sample: tuple[str, ...] = ()
     """The table of the rows drawn for captions, if there is one."""
-    exported: Exported | None = None
-    """What the export holds; None when there is none of these tables."""
+    exported: Mapping[str, int] = field(default_factory=dict)
+    """Counts of what the export holds and leaves out; empty when there is none of these tables."""
 
     @property
     def experts(self) -> list[str]:
@@ -94,7 +93,7 @@ class Report:
             "show": [self.cards, self.groups, self.seed],
             "pool": inputs_of(self.pool, POOL_TABLES),
             "selected": inputs_of(self.selected, self._selected_tables()),
-            "exported": self.exported and self.exported._asdict(),
+            "exported": self.exported,
         }
 
     def is_current(self) -> bool:

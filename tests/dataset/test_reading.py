@@ -26,10 +26,11 @@ from rich.console import Console
 
 import fusion_pipeline
 from fusion_pipeline.config import load_config
+from fusion_pipeline.dataset.filters import ReadingError, to_expression
 from fusion_pipeline.dataset.fingerprints import Fingerprint
 from fusion_pipeline.dataset.images import ImageInfo
 from fusion_pipeline.dataset.layout import Dataset, DatasetError, TableVersion
-from fusion_pipeline.dataset.reading import Reader, ReadingError, Selection, _any_of
+from fusion_pipeline.dataset.reading import Reader, Selection
 from fusion_pipeline.dataset.rows import NotOk, Ok, Outcome, build_table
 from fusion_pipeline.dataset.samples import Sample, pack_samples, sample_key
 from fusion_pipeline.dataset.storage import Storage
@@ -304,7 +305,7 @@ def test_numbers_are_compared_as_they_are_stored(tmp_path: Path) -> None:
         ("<", 0.3, [0]), ("<=", 0.3, [0, 1]), ("==", 0.3, [1]), ("in", [0.3, 0.4], [1, 2]),
         ("not in", [0.3], [0, 2]),
     ):  # fmt: skip
-        holds = _any_of([("score", operator, value)], column.schema)
+        holds = to_expression([("score", operator, value)], column.schema)
         rows = column.append_column("row", pa.array(range(3))).filter(holds)["row"]
         assert sorted(rows.to_pylist()) == expected, operator
 

@@ -9,8 +9,8 @@ import skimage
 from PIL import Image
 
 import fusion_pipeline
+from fusion_pipeline.dataset.filters import ReadingError
 from fusion_pipeline.dataset.images import decode
-from fusion_pipeline.dataset.reading import ReadingError
 from fusion_pipeline.dataset.tables import FingerprintMismatchError
 from fusion_pipeline.export.captions import ExportError
 from fusion_pipeline.runner import PipelineError

@@ -13,10 +13,11 @@ import psutil
 import pytest
 
 from fusion_pipeline.dataset.layout import Dataset
-from fusion_pipeline.engine.errors import StalledError
+from fusion_pipeline.engine.errors import StageError, StalledError
 from fusion_pipeline.engine.guard import Incident, Limits
-from fusion_pipeline.engine.ray_pool import RayOptions, run_on_ray, start_ray, stop_ray
+from fusion_pipeline.engine.ray_pool import RayOptions, run_on_ray, run_task, start_ray, stop_ray
 from fusion_pipeline.engine.shard import ShardResult
+from fusion_pipeline.engine.stage import Resources
 from tests.engine.test_guard import LIMITS, Deadly, rows_of
 from tests.killing import REPOSITORY
 from tests.toy import files_of, run_toy, toy_steps
@@ -45,6 +46,8 @@ def drive(root: str) -> None:
         return run_on_ray(chain, shards, LIMITS)  # type: ignore[arg-type]
 
     found = run_toy(root, SHARDS, toy_steps(first=STAGE), run)  # type: ignore[arg-type]
+    with pytest.raises(StageError, match="asks for 3 CPUs; the largest node has 2"):
+        run_task(Resources(cpus=3), print)
     deadline = time.monotonic() + 60
     while "fusion_processes_lost" not in (text := metrics()) and time.monotonic() < deadline:
         time.sleep(1)  # exported at intervals

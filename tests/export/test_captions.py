@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from fusion_pipeline.dataset.evidence import ARROW_TYPES, EvidenceKind
+from fusion_pipeline.dataset.filters import ReadingError
 from fusion_pipeline.dataset.fingerprints import Fingerprint
 from fusion_pipeline.dataset.images import decode, inspect
 from fusion_pipeline.dataset.layout import Dataset, TableVersion
-from fusion_pipeline.dataset.reading import ReadingError
 from fusion_pipeline.dataset.rows import NotOk, Ok, Outcome, build_table
 from fusion_pipeline.dataset.samples import Sample, pack_samples, sample_key
 from fusion_pipeline.dataset.storage import Storage
