@@ -143,10 +143,12 @@ async def abandoned(endpoint: Endpoint, numbers: range, server: ApiServer, answe
 def test_answers_that_no_table_holds_are_not_asked_for_again(tmp_path: Path) -> None:
     terms = {"timeout_s": 60.0}  # nothing hangs: a slow machine must not ask again
     with serve_api(ApiServer(latency_s=0.05)) as server:
-        asyncio.run(abandoned(engine(server, tmp_path, **terms), range(1000), server, answers=300))
-        before, in_flight = Counter(server.charged), server.most_in_flight
+        first = engine(server, tmp_path, **terms)
+        asyncio.run(abandoned(first, range(1000), server, answers=300))
+        before = Counter(server.charged)
         assert 300 <= before.total() < 1000
         answered = ask_all(engine(server, tmp_path, **terms), range(1000))
     assert [outcome for outcome, _ in answered] == [right(number) for number in range(1000)]
     assert max(server.seen.values()) <= 2
-    assert sum(count == 2 for count in server.seen.values()) <= in_flight
+    # Of those in flight the server may have seen fewer at a time: some are on their way.
+    assert sum(count == 2 for count in server.seen.values()) <= first.config.concurrency
